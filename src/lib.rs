@@ -1,1 +1,49 @@
+//! A tunnel connector that replaces load-balancer ingress, and the edge that goes with it.
+//!
+//! A request's way: [`edge`] (or Cloudflare's) opens a stream → [`transport`] makes its head out of it → [`connector`]
+//! gives it a task → [`proxy`] looks up the rule in one snapshot of [`ingress`] and opens the service in [`origin`].
+//! A secret's way: [`secrets`] reads it → [`credentials`] makes a token of it → [`connector`] registers with it through
+//! [`wire`], and nowhere else. ARCHITECTURE.md draws both.
+//!
+//! Modules stand in the order of their layers; a lower one never imports a higher one, and `tests/it/layers.rs` holds
+//! that.
+
+#![deny(missing_docs)]
+
+// 0: import nothing of ours
+pub mod backoff;
+pub mod code;
+pub mod credentials;
+pub mod shutdown;
+pub mod telemetry;
+
+// 1: what is configured, counted and said on the wire
+pub mod config;
+pub mod metrics;
 pub mod wire;
+
+// 2: rules as a table; the only reader of secrets
+pub mod ingress;
+pub mod secrets;
+
+// 3: bytes into keys
+pub mod tls;
+
+// 4: the two ends of the connector, strangers to each other
+pub mod origin;
+pub mod transport;
+
+// 5: joins them
+pub mod proxy;
+
+// 6: the two programs, strangers to each other
+pub mod connector;
+pub mod edge;
+
+// 7: shows them
+pub mod admin;
+
+// 8: knows all
+pub mod app;
+pub mod cli;
+pub mod demo;

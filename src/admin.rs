@@ -1,0 +1,287 @@
+//! The admin address: health, metrics, the rules in force, and a page for people (protocol.md §10.2).
+//!
+//! Liveness says that the process answers, nothing more: an edge that is away must not kill a pod.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+use uuid::Uuid;
+
+use crate::{
+    config::{MetricsAddress, config_view},
+    connector::Status,
+    edge::EdgeHandle,
+    metrics::Metrics,
+    proxy::Routes,
+    shutdown::Tasks,
+    transport::Transport,
+};
+
+/// Connections served at once; probes and scrapers are few.
+const MOST_CONNECTIONS: usize = 64;
+/// A request head must be here by then.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the admin address shows.
+#[derive(Clone, Debug)]
+pub enum View {
+    /// Of a connector.
+    Connector(ConnectorView),
+    /// Of an edge.
+    Edge {
+        /// The edge.
+        edge: EdgeHandle,
+        /// When it started.
+        started: tokio::time::Instant,
+    },
+}
+
+/// A connector as the admin address sees it.
+#[derive(Clone, Debug)]
+pub struct ConnectorView {
+    /// Connector id.
+    pub connector: Uuid,
+    /// `None` until configuration and secrets are loaded.
+    pub status: watch::Receiver<Option<watch::Receiver<Status>>>,
+    /// The rules in force.
+    pub routes: watch::Receiver<Arc<Routes>>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// For the count of panics.
+    pub tasks: Tasks,
+    /// The tunnel, once known.
+    pub tunnel: watch::Receiver<Option<Uuid>>,
+}
+
+/// Binds the admin address: the one asked for, or the first free one of five, or any.
+///
+/// # Errors
+///
+/// When the address asked for cannot be bound.
+pub async fn bind(address: &MetricsAddress) -> io::Result<TcpListener> {
+    match address {
+        MetricsAddress::Fixed(address) => TcpListener::bind(address.as_str()).await,
+        MetricsAddress::Default => {
+            for port in MetricsAddress::PORTS {
+                if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+                    return Ok(listener);
+                }
+            }
+            TcpListener::bind(("127.0.0.1", 0)).await
+        }
+    }
+}
+
+/// Serves until killed: a draining process still answers its probes.
+pub async fn serve(listener: TcpListener, view: View, tasks: Tasks) {
+    let view = Arc::new(view);
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let ending = tasks.killed();
+    loop {
+        // A place before the connection: a flood waits in the kernel's queue.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = ending.cancelled() => return,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let view = view.clone();
+        let ending = ending.clone();
+        tasks.spawn(async move {
+            let _place = place;
+            let service = service_fn(move |request| {
+                let view = view.clone();
+                async move { Ok::<_, Infallible>(answer(&view, &request)) }
+            });
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                _ = connection => {}
+                () = ending.cancelled() => {}
+            }
+        });
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    of_type(status, body, "text/plain; charset=utf-8")
+}
+
+fn of_type(status: StatusCode, body: impl Into<Bytes>, content_type: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn health(ok: bool, why: &'static str) -> Response<Full<Bytes>> {
+    if ok { text(StatusCode::OK, "ok\n") } else { text(StatusCode::SERVICE_UNAVAILABLE, why) }
+}
+
+fn answer(view: &View, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+    }
+    match request.uri().path() {
+        "/livez" => return health(true, ""),
+        "/healthcheck" => return text(StatusCode::OK, "OK\n"),
+        _ => {}
+    }
+    match view {
+        View::Connector(view) => view.answer(request.uri().path()),
+        View::Edge { edge, started } => edge_answer(edge, *started, request.uri().path()),
+    }
+}
+
+impl ConnectorView {
+    fn status(&self) -> Status {
+        self.status.borrow().as_ref().map(|status| status.borrow().clone()).unwrap_or_default()
+    }
+
+    fn answer(&self, path: &str) -> Response<Full<Bytes>> {
+        let draining = self.tasks.draining().is_cancelled();
+        match path {
+            "/startupz" => health(self.status.borrow().is_some(), "waiting for secrets\n"),
+            "/readyz" if draining => health(false, "draining\n"),
+            "/readyz" => health(self.status().ready() > 0, "no registered connection\n"),
+            "/ready" => {
+                let ready = if draining { 0 } else { self.status().ready() };
+                let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let body = format!(
+                    "{{\"status\":{},\"readyConnections\":{ready},\"connectorId\":\"{}\"}}",
+                    status.as_u16(),
+                    self.connector
+                );
+                text(status, body)
+            }
+            "/metrics" => {
+                self.metrics.set_panics(self.tasks.panics());
+                metrics_text(self.metrics.expose())
+            }
+            "/config" => {
+                let routes = self.routes.borrow().clone();
+                let json = config_view(routes.version, &routes.ingress, &routes.warp);
+                of_type(StatusCode::OK, json, "application/json")
+            }
+            "/diag/tunnel" => of_type(StatusCode::OK, self.diagnosis(), "application/json"),
+            "/quicktunnel" => of_type(StatusCode::OK, "{\"hostname\":\"\"}", "application/json"),
+            "/" => text(StatusCode::OK, self.page()),
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    /// `/diag/tunnel`, in the peer's shape: protocol 0 (HTTP/2) and index 0 are left out.
+    fn diagnosis(&self) -> String {
+        let connections: Vec<_> = self
+            .status()
+            .connections
+            .iter()
+            .enumerate()
+            .filter_map(|(index, state)| {
+                let state = state.as_ref()?;
+                let mut entry = serde_json::Map::new();
+                entry.insert("isConnected".into(), true.into());
+                if state.transport == Transport::Quic {
+                    entry.insert("protocol".into(), 1.into());
+                }
+                entry.insert("edgeAddress".into(), state.edge.ip().to_string().into());
+                if index > 0 {
+                    entry.insert("index".into(), index.into());
+                }
+                Some(serde_json::Value::Object(entry))
+            })
+            .collect();
+        let tunnel = self.tunnel.borrow().unwrap_or_default();
+        let (tunnel, connector) = (tunnel.to_string(), self.connector.to_string());
+        serde_json::json!({ "tunnelID": tunnel, "connectorID": connector, "connections": connections }).to_string()
+    }
+
+    fn page(&self) -> String {
+        use std::fmt::Write;
+        let mut page = format!("adit {}  connector {}\n\n", env!("CARGO_PKG_VERSION"), self.connector);
+        for (index, state) in self.status().connections.iter().enumerate() {
+            let _ = match state {
+                Some(state) => writeln!(
+                    page,
+                    "connection {index}  {:5}  {}  {}  for {} s{}",
+                    state.transport.as_str(),
+                    state.edge,
+                    state.location,
+                    state.since.elapsed().as_secs(),
+                    if state.unregistered { "  unregistered" } else { "" }
+                ),
+                None => writeln!(page, "connection {index}  down"),
+            };
+        }
+        let routes = self.routes.borrow().clone();
+        let _ = writeln!(page, "\nrules, version {}", routes.version);
+        for rule in &routes.ingress.rules {
+            let host = rule.hostname.as_ref().map_or("*", |hostname| hostname.as_str());
+            let path = rule.path.as_ref().map_or("", |path| path.as_str());
+            let _ = writeln!(page, "  {host} {path} -> {}", rule.spelling);
+        }
+        let _ = writeln!(page, "\nrequests in flight: {}", self.metrics.in_flight());
+        page
+    }
+}
+
+/// OpenMetrics, which the text exposition format of older scrapers is a subset of.
+fn metrics_text(body: String) -> Response<Full<Bytes>> {
+    of_type(StatusCode::OK, body, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+}
+
+fn edge_answer(edge: &EdgeHandle, started: tokio::time::Instant, path: &str) -> Response<Full<Bytes>> {
+    match path {
+        "/startupz" => health(true, ""),
+        "/readyz" => {
+            let tunnels = edge.tunnels();
+            let all = tunnels.iter().all(|tunnel| !edge.registry().of(tunnel.id).is_empty());
+            health(all || started.elapsed() >= Duration::from_secs(10), "waiting for connectors\n")
+        }
+        "/metrics" => {
+            use std::fmt::Write;
+            let mut body = String::from(
+                "# HELP adit_edge_connections Registered connections\n# TYPE adit_edge_connections gauge\n",
+            );
+            for tunnel in edge.tunnels().iter() {
+                let count = edge.registry().of(tunnel.id).len();
+                let _ = writeln!(body, "adit_edge_connections{{tunnel=\"{}\"}} {count}", tunnel.id);
+            }
+            body.push_str("# EOF\n");
+            metrics_text(body)
+        }
+        "/" => {
+            use std::fmt::Write;
+            let mut page = format!("adit edge {}\n\n", env!("CARGO_PKG_VERSION"));
+            for tunnel in edge.tunnels().iter() {
+                let _ = writeln!(page, "tunnel {} {} {}", tunnel.id, tunnel.name, tunnel.hostnames.join(" "));
+                for session in edge.registry().of(tunnel.id).iter() {
+                    let _ = writeln!(
+                        page,
+                        "  connector {} connection {} {} in flight {}",
+                        session.connector(),
+                        session.index(),
+                        session.transport(),
+                        session.in_flight()
+                    );
+                }
+            }
+            text(StatusCode::OK, page)
+        }
+        _ => text(StatusCode::NOT_FOUND, "not found\n"),
+    }
+}
+
+/// The address others on this machine may be listening on, for a message.
+pub fn shown(listener: &TcpListener) -> String {
+    listener.local_addr().map_or_else(|error| error.to_string(), |addr: SocketAddr| addr.to_string())
+}

@@ -1,0 +1,166 @@
+//! Commands and their exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+
+mod edge;
+mod ingress;
+mod ready;
+mod run;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Flags, search_directories};
+
+/// Dials outward to an edge and serves its visitors from services that expose nothing.
+#[derive(Debug, Parser)]
+#[command(name = "adit", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the connector
+    Run(RunArgs),
+    /// The same in cloudflared's spelling: `adit tunnel [flags] run [flags] [TUNNEL]`
+    Tunnel(TunnelArgs),
+    /// Run a self-hosted edge
+    Edge(edge::EdgeArgs),
+    /// Edge, service and connector on loopback, no files needed
+    Demo(DemoArgs),
+    /// Tokens for a self-hosted edge
+    #[command(subcommand)]
+    Token(edge::TokenCommand),
+    /// Check rules, or ask which rule a URL matches
+    Ingress(IngressArgs),
+    /// The version
+    Version,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    flags: Flags,
+    /// Threads for the traffic; by default half the cores, at most 4
+    #[arg(long, global = true, value_name = "N")]
+    workers: Option<usize>,
+    /// Tunnel id or name, when there is a credentials file and no token
+    #[arg(value_name = "TUNNEL")]
+    tunnel: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct TunnelArgs {
+    #[command(flatten)]
+    flags: Flags,
+    /// Threads for the traffic; by default half the cores, at most 4
+    #[arg(long, global = true, value_name = "N")]
+    workers: Option<usize>,
+    #[command(subcommand)]
+    command: TunnelCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TunnelCommand {
+    /// Run the connector
+    Run {
+        /// Tunnel id or name, when there is a credentials file and no token
+        #[arg(value_name = "TUNNEL")]
+        tunnel: Option<String>,
+    },
+    /// Check rules, or ask which rule a URL matches
+    Ingress {
+        #[command(subcommand)]
+        command: ingress::IngressCommand,
+    },
+    /// Ask a running connector whether it is connected
+    Ready,
+}
+
+#[derive(Debug, Args)]
+struct IngressArgs {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(subcommand)]
+    command: ingress::IngressCommand,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// Make one request, say what was proven, and exit 0 or 1
+    #[arg(long)]
+    once: bool,
+    /// auto, quic or http2
+    #[arg(long, short, default_value = "auto", value_parser = ["auto", "quic", "http2"])]
+    protocol: String,
+}
+
+/// What a command came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    Failed,
+    /// Wrong usage or configuration.
+    Usage,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Done => 0,
+            Outcome::Failed => 1,
+            Outcome::Usage => 2,
+        })
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> ExitCode {
+        let outcome = match self.command {
+            Command::Run(RunArgs { flags, workers, tunnel }) => run::connector(with_tunnel(flags, tunnel), workers),
+            Command::Tunnel(TunnelArgs { flags, workers, command }) => match command {
+                TunnelCommand::Run { tunnel } => run::connector(with_tunnel(flags, tunnel), workers),
+                TunnelCommand::Ingress { command } => ingress::run(&flags, &command),
+                TunnelCommand::Ready => ready::ask(&flags),
+            },
+            Command::Ingress(IngressArgs { flags, command }) => ingress::run(&flags, &command),
+            Command::Edge(args) => edge::run(args),
+            Command::Token(command) => edge::token(command),
+            Command::Demo(DemoArgs { once, protocol }) => run::demo(once, &protocol),
+            Command::Version => {
+                say(&format!("adit version {}", env!("CARGO_PKG_VERSION")));
+                Outcome::Done
+            }
+        };
+        outcome.into()
+    }
+}
+
+fn with_tunnel(mut flags: Flags, tunnel: Option<String>) -> Flags {
+    flags.tunnel = tunnel;
+    flags
+}
+
+/// The environment, for the configuration.
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// cloudflared's places for files.
+fn search() -> Vec<PathBuf> {
+    search_directories(std::env::home_dir().as_deref())
+}
+
+/// Prints a line of a command's result.
+#[expect(clippy::print_stdout, reason = "the result of a command")]
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+}
+
+/// Prints why a command failed.
+#[expect(clippy::print_stderr, reason = "the failure of a command")]
+pub(crate) fn complain(line: &str) {
+    eprintln!("{line}");
+}

@@ -1,0 +1,166 @@
+//! `run` and `demo`: a runtime, signals, and the way out.
+
+use std::{path::PathBuf, time::Duration};
+
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{SignalKind, signal},
+};
+use tracing::Level;
+
+use super::{Outcome, complain, env, search};
+use crate::{
+    app::ConnectorApp,
+    config::{Config, Flags, LogFormat, LogLevel, SecretSource, load},
+    demo, secrets,
+    shutdown::Tasks,
+    telemetry::{self, LogOptions},
+};
+
+pub(super) fn connector(flags: Flags, workers: Option<usize>) -> Outcome {
+    let loaded = match load(&flags, env, &search()) {
+        Ok(loaded) => loaded,
+        Err(mistakes) => {
+            complain(&mistakes.to_string());
+            return Outcome::Usage;
+        }
+    };
+    let config = loaded.config;
+    if config.secret == SecretSource::Missing {
+        complain(&format!("adit: {}", secrets::Error::Missing));
+        return Outcome::Usage;
+    }
+    let _guard = match telemetry::init(&log_options(&config)) {
+        Ok(guard) => guard,
+        Err(error) => {
+            complain(&format!("cannot open the log file: {error}"));
+            return Outcome::Usage;
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(file) = &loaded.file {
+        tracing::info!(file = %file.display(), "configuration");
+    }
+    let grace = config.grace_period;
+    with_runtime(workers, async move {
+        let tasks = Tasks::new();
+        drain_on_signal(&tasks);
+        let app = match ConnectorApp::bind(config, search(), tasks.clone()).await {
+            Ok(app) => app,
+            Err(error) => {
+                tracing::error!("{error:#}");
+                return Outcome::Usage;
+            }
+        };
+        let outcome = match app.run().await {
+            Ok(()) => Outcome::Done,
+            Err(error) => {
+                tracing::error!("{error:#}");
+                Outcome::Usage
+            }
+        };
+        // Every connection has ended; what is left are streams whose connection is gone.
+        tasks.finish(grace.min(Duration::from_secs(1))).await;
+        outcome
+    })
+}
+
+pub(super) fn demo(once: bool, protocol: &str) -> Outcome {
+    let level = if once { Level::ERROR } else { Level::WARN };
+    let _guard = telemetry::init(&LogOptions { level, json: false, file: None });
+    let protocol = protocol.to_owned();
+    with_runtime(None, async move {
+        let tasks = Tasks::new();
+        drain_on_signal(&tasks);
+        match demo::run(&protocol, once, &tasks).await {
+            Ok(true) => Outcome::Done,
+            Ok(false) => Outcome::Failed,
+            Err(error) => {
+                complain(&format!("adit demo: {error:#}"));
+                Outcome::Failed
+            }
+        }
+    })
+}
+
+fn log_options(config: &Config) -> LogOptions {
+    let file = config.logfile.clone().or_else(|| {
+        let directory = config.log_directory.as_ref()?;
+        Some(PathBuf::from(directory).join("adit.log"))
+    });
+    LogOptions {
+        level: match config.loglevel {
+            LogLevel::Debug => Level::DEBUG,
+            LogLevel::Info => Level::INFO,
+            LogLevel::Warn => Level::WARN,
+            LogLevel::Error | LogLevel::Fatal => Level::ERROR,
+        },
+        json: config.output == LogFormat::Json,
+        file,
+    }
+}
+
+/// One thread does the work of small machines cheapest: no request wakes another thread. More cores get more threads,
+/// half of them at most, since the service beside us needs the others.
+pub(super) fn with_runtime(workers: Option<usize>, work: impl Future<Output = Outcome>) -> Outcome {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = workers.unwrap_or(cores / 2).clamp(1, 64).min(if workers.is_some() { 64 } else { 4 });
+    let runtime = if workers == 1 {
+        Builder::new_current_thread().enable_all().build()
+    } else {
+        Builder::new_multi_thread().worker_threads(workers).enable_all().build()
+    };
+    match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(work);
+            abandon(runtime);
+            outcome
+        }
+        Err(error) => {
+            complain(&format!("cannot start: {error}"));
+            Outcome::Failed
+        }
+    }
+}
+
+/// A name look-up that hangs in the system's resolver must not hold up the end of the process.
+fn abandon(runtime: Runtime) {
+    runtime.shutdown_timeout(Duration::from_millis(200));
+}
+
+/// The first SIGTERM or SIGINT drains, the second stops at once.
+pub(super) fn drain_on_signal(tasks: &Tasks) {
+    let tasks_ = tasks.clone();
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+    else {
+        tracing::error!("signals cannot be handled; they end the process at once");
+        return;
+    };
+    let killed = tasks.killed();
+    tasks.attend(async move {
+        let mut drained = false;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = hangup.recv() => {
+                    tracing::info!("SIGHUP: nothing is re-read by this version");
+                    continue;
+                }
+                () = killed.cancelled() => return,
+            }
+            if drained {
+                tracing::warn!("second signal: stopping at once");
+                tasks_.kill();
+                // Streams may be anywhere; the process does not wait for them.
+                std::process::exit(1);
+            }
+            drained = true;
+            tracing::info!("draining");
+            tasks_.drain();
+        }
+    });
+}

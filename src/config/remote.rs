@@ -1,0 +1,74 @@
+//! What the edge pushes (protocol.md section 5.6).
+
+use super::json::parse_json;
+use super::mistakes::{Mistakes, Warning};
+use super::origin::{self, OriginOptions, WarpRouting};
+use super::reader::{Dialect, Reader};
+use super::rules::{self, Ingress, NOT_YET};
+use super::tree::{Node, Value};
+
+/// A pushed configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteConfig {
+    /// The rules; without any in the push a single one that answers 503.
+    pub ingress: Ingress,
+    /// Private-network settings, the local flow limit not yet applied
+    /// ([`WarpRouting::limited`]).
+    pub warp_routing: WarpRouting,
+    /// Keys that nothing reads.
+    pub ignored_keys: usize,
+    /// What works but is probably not meant.
+    pub warnings: Vec<Warning>,
+}
+
+impl RemoteConfig {
+    /// Reads the JSON of a push.
+    ///
+    /// # Errors
+    /// Every mistake at once: the push is refused whole, and the edge is told all reasons.
+    pub fn parse(json: &[u8]) -> Result<Self, Mistakes> {
+        let mut report = super::mistakes::Report::new("pushed configuration");
+        let root = parse_json(json, &mut report);
+        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false };
+        let (ingress, warp_routing) = root.map(|root| top_level(&mut reader, &root)).unwrap_or_default();
+        if !report.mistakes.is_empty() {
+            return Err(report.into_mistakes());
+        }
+        Ok(Self {
+            ingress: ingress.unwrap_or_else(Ingress::unconfigured),
+            warp_routing,
+            ignored_keys: report.ignored,
+            warnings: report.warnings,
+        })
+    }
+}
+
+fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRouting) {
+    let known = ["ingress", "innerHop", "originRequest", "warp-routing"];
+    let mut nodes: [Option<&Node>; 4] = [None; 4];
+    for entry in reader.map(root, "").unwrap_or_default() {
+        let Some(key) = reader.known(entry, "", &known) else {
+            continue;
+        };
+        if let Some(at) = known.iter().position(|name| *name == key) {
+            // Of several spellings the last one counts, as in Go's decoder.
+            nodes[at] = Some(&entry.node);
+        }
+    }
+    let [rules, inner_hop, defaults, warp_routing] = nodes;
+    if let Some(node) = inner_hop {
+        reader.report.mistake(node.place, "innerHop", NOT_YET);
+    }
+    let patch = defaults.map(|node| origin::read(reader, node, "originRequest")).unwrap_or_default();
+    let defaults = OriginOptions::default().patched(&patch);
+    let warp_routing = match warp_routing {
+        Some(node) => WarpRouting::read(reader, node, "warp-routing"),
+        None => WarpRouting::default(),
+    };
+    let ingress = rules.and_then(|node| match &node.value {
+        Value::List(items) if items.is_empty() => None,
+        _ => rules::read(reader, node, &defaults),
+    });
+    let unconfigured = || Ingress { defaults: defaults.clone(), ..Ingress::unconfigured() };
+    (Some(ingress.unwrap_or_else(unconfigured)), warp_routing)
+}

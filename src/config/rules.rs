@@ -1,0 +1,295 @@
+//! `ingress`: the ordered rules, each checked, all mistakes reported together.
+
+use super::hostname::Hostname;
+use super::mistakes::Place;
+use super::origin::{self, OriginOptions, OriginPatch, ProxyType};
+use super::path::PathPattern;
+use super::reader::{Dialect, Reader, join};
+use super::service::Service;
+use super::tree::{Node, Value};
+
+/// The rules in order. The last one matches everything, no other one does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// Never empty.
+    pub rules: Vec<Rule>,
+    /// The top-level `originRequest` over the built-in defaults.
+    pub defaults: OriginOptions,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// `None`: any host.
+    pub hostname: Option<Hostname>,
+    /// `None`: any path.
+    pub path: Option<PathPattern>,
+    /// Where requests go.
+    pub service: Service,
+    /// The service as configured, for people and for exports; holds no user information.
+    pub spelling: String,
+    /// The settled options: the rule's over the top level's over the defaults.
+    pub origin: OriginOptions,
+    /// Index in the list, counted from 0.
+    pub position: usize,
+}
+
+impl Rule {
+    /// Whether the rule matches everything.
+    pub fn is_catch_all(&self) -> bool {
+        self.hostname.is_none() && self.path.is_none()
+    }
+
+    /// Whether the rule is for this request; `host` in normal form, `path` decoded.
+    pub fn matches(&self, normal_host: &str, decoded_path: &[u8]) -> bool {
+        self.hostname.as_ref().is_none_or(|hostname| hostname.matches(normal_host))
+            && self.path.as_ref().is_none_or(|path| path.is_match(decoded_path))
+    }
+}
+
+impl Ingress {
+    /// What a connector without rules answers: 503 for everything.
+    pub fn unconfigured() -> Self {
+        Self::single(Service::Status(503), "http_status:503".to_owned(), OriginOptions::default())
+    }
+
+    pub(crate) fn single(service: Service, spelling: String, origin: OriginOptions) -> Self {
+        let rule = Rule { hostname: None, path: None, service, spelling, origin: origin.clone(), position: 0 };
+        Self { rules: vec![rule], defaults: origin }
+    }
+}
+
+// What a push can cost is bounded: rules here, and the size of each compiled pattern.
+const MAX_RULES: usize = 10_000;
+const MAX_PATTERNS: usize = 1_000;
+
+/// Keys of a rule that cloudflared knows.
+const KEYS: [&str; 4] = ["hostname", "originRequest", "path", "service"];
+/// Keys of a rule that later releases of adit know. To ignore one would be to let through what it
+/// was written to stop.
+const LATER: [&str; 5] = ["forwarded", "health", "innerHop", "limits", "proxyProtocol"];
+
+/// Reads the list of rules. `None` when there is none, or when a mistake was reported.
+pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOptions) -> Option<Ingress> {
+    let items = reader.list(node, "ingress")?;
+    if items.is_empty() {
+        return None;
+    }
+    if items.len() > MAX_RULES {
+        let message = format!("more than {MAX_RULES} rules");
+        reader.report.mistake(node.place, "ingress", message);
+        return None;
+    }
+    let before = reader.report.mistakes.len();
+    let last = items.len() - 1;
+    let mut patterns = 0;
+    let mut rules = Vec::with_capacity(items.len());
+    for (position, item) in items.iter().enumerate() {
+        let path = format!("ingress[{position}]");
+        let Some(raw) = raw_rule(reader, item, &path) else {
+            continue;
+        };
+        let hostname = hostname(reader, &raw, &path);
+        let pattern = pattern(reader, &raw, &path);
+        patterns += usize::from(matches!(pattern, Some(Some(_))));
+        if patterns > MAX_PATTERNS {
+            let message = format!("more than {MAX_PATTERNS} rules with a path");
+            reader.report.mistake(node.place, "ingress", message);
+            return None;
+        }
+        let origin = defaults.patched(&raw.patch);
+        let service = service(reader, &raw, &origin, &path);
+        // A rule whose host or path cannot be read is not taken for a catch-all.
+        if let (Some(hostname), Some(pattern)) = (&hostname, &pattern) {
+            catch_all(reader, item, &path, hostname.is_none() && pattern.is_none(), position == last);
+        }
+        let (Some(hostname), Some(pattern), Some((service, spelling))) = (hostname, pattern, service) else {
+            continue;
+        };
+        let mut origin = origin;
+        origin.bastion_mode |= service == Service::Bastion;
+        let rule = Rule { hostname, path: pattern, service, spelling, origin, position };
+        remarks(reader, &raw, &rule, &path);
+        rules.push(rule);
+    }
+    (reader.report.mistakes.len() == before && !rules.is_empty()).then(|| Ingress { rules, defaults: defaults.clone() })
+}
+
+/// The texts of a rule and where they stand.
+#[derive(Default)]
+struct RawRule {
+    place: Place,
+    hostname: Option<(Place, String)>,
+    path: Option<(Place, String)>,
+    service: Option<(Place, String)>,
+    origin_place: Place,
+    patch: OriginPatch,
+    /// The keys of the rule's own `originRequest`.
+    given: Vec<(Place, String)>,
+    unreadable: bool,
+}
+
+fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule> {
+    let mut raw = RawRule { place: node.place, ..RawRule::default() };
+    if matches!(node.value, Value::Null) {
+        reader.report.mistake(node.place, path, "this rule is empty");
+        return None;
+    }
+    for entry in reader.map(node, path)? {
+        if later(reader, &entry.key, entry.place, path) {
+            raw.unreadable = true;
+            continue;
+        }
+        let Some(key) = reader.known(entry, path, &KEYS) else {
+            continue;
+        };
+        let path = &join(path, key);
+        let node = &entry.node;
+        match key {
+            "hostname" => raw.hostname = reader.text(node, path).map(|text| (node.place, text)),
+            "path" => raw.path = reader.text(node, path).map(|text| (node.place, text)),
+            "service" if matches!(node.value, Value::List(_)) && reader.dialect == Dialect::File => {
+                reader.report.mistake(node.place, path, format!("a list of services is {NOT_YET}"));
+                raw.unreadable = true;
+            }
+            "service" => {
+                let before = reader.report.mistakes.len();
+                raw.service = reader.text(node, path).map(|text| (node.place, text));
+                raw.unreadable |= reader.report.mistakes.len() > before;
+            }
+            _ => {
+                raw.patch = origin::read(reader, node, path);
+                raw.origin_place = node.place;
+                if let Value::Map(entries) = &node.value {
+                    raw.given = entries.iter().map(|entry| (entry.place, entry.key.clone())).collect();
+                }
+            }
+        }
+    }
+    Some(raw)
+}
+
+/// What every refusal of a key to come says.
+pub(crate) const NOT_YET: &str = "not supported by this version";
+
+/// Refuses adit's own rule keys. Pushed ones other than `innerHop` count only from an edge that
+/// confirmed adit's feature, so they are ignored like unknown keys.
+fn later(reader: &mut Reader<'_>, key: &str, place: Place, path: &str) -> bool {
+    let known = match reader.dialect {
+        Dialect::File => LATER.contains(&key),
+        Dialect::Pushed => key.eq_ignore_ascii_case("innerHop"),
+    };
+    if known {
+        reader.report.mistake(place, &join(path, key), NOT_YET);
+    }
+    known
+}
+
+/// `Some(None)`: any host. `None`: reported.
+fn hostname(reader: &mut Reader<'_>, raw: &RawRule, path: &str) -> Option<Option<Hostname>> {
+    let Some((place, text)) = &raw.hostname else {
+        return Some(None);
+    };
+    match Hostname::parse(text) {
+        Ok(hostname) => Some(hostname),
+        Err(error) => {
+            reader.report.mistake(*place, &join(path, "hostname"), error.to_string());
+            None
+        }
+    }
+}
+
+/// `Some(None)`: any path. `None`: reported.
+fn pattern(reader: &mut Reader<'_>, raw: &RawRule, path: &str) -> Option<Option<PathPattern>> {
+    let Some((place, text)) = &raw.path else {
+        return Some(None);
+    };
+    match PathPattern::parse(text) {
+        Ok(pattern) => Some(pattern),
+        Err(error) => {
+            let message = format!("not a regular expression: {error}");
+            reader.report.mistake(*place, &join(path, "path"), message);
+            None
+        }
+    }
+}
+
+fn service(reader: &mut Reader<'_>, raw: &RawRule, origin: &OriginOptions, path: &str) -> Option<(Service, String)> {
+    if raw.unreadable {
+        return None;
+    }
+    let (place, text) = match &raw.service {
+        Some((place, text)) => (*place, text.as_str()),
+        None => (raw.place, ""),
+    };
+    let parsed = Service::spelled(text);
+    // Bastion mode takes the place of whatever would be dialled, even of what cannot be read.
+    let dialled = match &parsed {
+        Ok((service, _)) => matches!(service, Service::Http { .. } | Service::Tcp { .. }),
+        Err(_) => !text.starts_with("unix") && !text.starts_with("http_status"),
+    };
+    if origin.bastion_mode && dialled {
+        return Some((Service::Bastion, Service::Bastion.to_string()));
+    }
+    match parsed {
+        Ok(parsed) => Some(parsed),
+        Err(error) => {
+            reader.report.mistake(place, &join(path, "service"), error.to_string());
+            None
+        }
+    }
+}
+
+fn catch_all(reader: &mut Reader<'_>, node: &Node, path: &str, all: bool, last: bool) {
+    if last && !all {
+        let message = "the last rule must match everything: it has neither hostname nor path";
+        reader.report.mistake(node.place, path, message);
+    }
+    if !last && all {
+        let message = "matches everything, so that the rules after it are never reached";
+        reader.report.mistake(node.place, path, message);
+    }
+}
+
+/// Warnings about what is accepted and will not do what its author hopes.
+fn remarks(reader: &mut Reader<'_>, raw: &RawRule, rule: &Rule, path: &str) {
+    if reader.dialect == Dialect::File {
+        let base = join(path, "originRequest");
+        for (place, key) in &raw.given {
+            if let Some(why) = no_effect(key, rule) {
+                reader.report.warning(*place, &join(&base, key), why);
+            }
+        }
+    }
+    if rule.origin.access.required {
+        let place = if raw.patch.access.is_some() { raw.origin_place } else { raw.place };
+        let message = "`access.required`: tokens are not checked by this version, so every request \
+                       to this rule is refused (403)";
+        reader.report.warning(place, path, message);
+    }
+    if let Service::Status(600..) = rule.service {
+        let place = raw.service.as_ref().map_or(raw.place, |(place, _)| *place);
+        let message = "statuses above 599 are undefined (RFC 9110 section 15)";
+        reader.report.warning(place, &join(path, "service"), message);
+    }
+}
+
+fn no_effect(key: &str, rule: &Rule) -> Option<String> {
+    let service = &rule.service;
+    let http = matches!(service, Service::Http { .. } | Service::Unix { .. });
+    let tls = matches!(service, Service::Http { tls: true, .. } | Service::Unix { tls: true, .. });
+    let tcp = matches!(service, Service::Tcp { .. } | Service::Bastion | Service::SocksProxy);
+    let effect = match key {
+        "http2Origin" if matches!(service, Service::Http { tls: false, h2c: false, .. }) => {
+            return Some("has no effect on http://, which stays HTTP/1.1; h2c:// is HTTP/2".to_owned());
+        }
+        "caPool" | "http2Origin" | "matchSNItoHost" | "noTLSVerify" | "originServerName" | "tlsTimeout" => tls,
+        "disableChunkedEncoding" | "httpHostHeader" | "keepAliveConnections" | "keepAliveTimeout" => http,
+        "connectTimeout" | "noHappyEyeballs" | "tcpKeepAlive" => http || tcp,
+        "ipRules" => *service == Service::SocksProxy,
+        "proxyType" => tcp || rule.origin.proxy_type == ProxyType::Direct,
+        "proxyAddress" | "proxyPort" => false,
+        _ => true,
+    };
+    (!effect).then(|| format!("has no effect on {service}"))
+}

@@ -1,0 +1,296 @@
+//! One attempt to get a registered connection: QUIC first, HTTP/2 a moment later if the configuration allows both.
+//!
+//! A transport is proven by a registration alone. HTTP/2 starts dialling when QUIC has not registered after 300 ms,
+//! and registers if QUIC still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::{Shared, discovery, transports};
+use crate::{
+    config::Protocol,
+    telemetry::Chain,
+    transport::{
+        self, Incoming, Pending, Session, Transport, http2::Http2Session, quic::QuicOptions, quic::QuicSession,
+    },
+    wire::registration::{self, Control, Registered, Registration, RegistrationError},
+};
+
+/// When HTTP/2 starts dialling.
+const SECOND_DIALS: Duration = Duration::from_millis(300);
+/// When it registers, after that.
+const SECOND_REGISTERS: Duration = Duration::from_millis(700);
+/// Bound on dial and handshake; doubled while attempts time out, since a slow path is not a dead one.
+const FIRST_LIMIT: Duration = Duration::from_secs(2);
+const LAST_LIMIT: Duration = Duration::from_secs(10);
+/// Streams that may wait for the registration on HTTP/2.
+const MOST_EARLY: usize = 64;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// The edge is not found.
+    #[error("{0}")]
+    Discovery(#[from] discovery::Error),
+    /// Dialling, or a connection that ended.
+    #[error("{transport} to {edge}: {error}")]
+    Transport {
+        /// Over which.
+        transport: Transport,
+        /// Whither.
+        edge: SocketAddr,
+        /// Why.
+        error: transport::Error,
+    },
+    /// The edge did not take the connection.
+    #[error("{0}")]
+    Registration(#[from] RegistrationError),
+}
+
+/// A registered connection.
+pub(super) struct Live {
+    pub(super) session: Session,
+    pub(super) registered: Registered,
+    pub(super) control: Control,
+    /// Streams that came before the registration was answered.
+    pub(super) early: Vec<Pending>,
+}
+
+/// What one connection index remembers from attempt to attempt.
+pub(super) struct Keeper {
+    index: u8,
+    protocol: Protocol,
+    quic: QuicOptions,
+    limit: Duration,
+    failed: Option<SocketAddr>,
+}
+
+impl Keeper {
+    pub(super) fn new(index: u8, protocol: Protocol, quic: QuicOptions) -> Self {
+        Self { index, protocol, quic, limit: FIRST_LIMIT, failed: None }
+    }
+
+    /// One attempt over every transport allowed.
+    pub(super) async fn connect(&mut self, shared: &Arc<Shared>, attempts: u8) -> Result<Live, Fault> {
+        let edge = shared.addresses.assign(self.index, self.failed.take()).await?;
+        let outcome = match transports(self.protocol) {
+            [first, second] => self.race(shared, edge, attempts, *first, *second).await,
+            [only] => self.over(shared, edge, attempts, *only, std::future::ready(())).await,
+            _ => return Err(Fault::Discovery(discovery::Error::Given("no transport is allowed".into()))),
+        };
+        match &outcome {
+            Ok(live) => {
+                self.limit = FIRST_LIMIT;
+                if let Session::Quic(session) = &live.session {
+                    self.quic.port = session.local_port();
+                }
+            }
+            Err(Fault::Transport { error: transport::Error::TimedOut { .. }, .. }) => {
+                self.limit = (self.limit * 2).min(LAST_LIMIT);
+                self.failed = Some(edge);
+            }
+            Err(Fault::Registration(error)) => {
+                let duplicate = matches!(error, RegistrationError::Refused { cause, .. } if cause == "EDUPCONN");
+                shared.metrics.register_failed(duplicate);
+                self.failed = duplicate.then_some(edge);
+            }
+            Err(_) => self.failed = Some(edge),
+        }
+        outcome
+    }
+
+    async fn race(
+        &self,
+        shared: &Arc<Shared>,
+        edge: SocketAddr,
+        attempts: u8,
+        first: Transport,
+        second: Transport,
+    ) -> Result<Live, Fault> {
+        let (first_failed, first_has_failed) = tokio::sync::oneshot::channel::<()>();
+        let first_attempt = async {
+            let outcome = self.over(shared, edge, attempts, first, std::future::ready(())).await;
+            drop(first_failed);
+            outcome
+        };
+        let second_attempt = async {
+            // Both moments come earlier once the first has failed.
+            let mut failed = first_has_failed;
+            let early = tokio::time::timeout(SECOND_DIALS, &mut failed).await.is_ok();
+            let may_register = async {
+                if !early {
+                    let _ = tokio::time::timeout(SECOND_REGISTERS, &mut failed).await;
+                }
+            };
+            self.over(shared, edge, attempts, second, may_register).await
+        };
+        let (mut first_attempt, mut second_attempt) = (Box::pin(first_attempt), Box::pin(second_attempt));
+        let (mut first_fault, mut second_fault) = (None, None);
+        loop {
+            tokio::select! {
+                outcome = &mut first_attempt, if first_fault.is_none() => match outcome {
+                    Ok(live) => return Ok(live),
+                    Err(fault) => {
+                        tracing::debug!(index = self.index, %first, error = %Chain(&fault), "the first transport failed");
+                        first_fault = Some(fault);
+                    }
+                },
+                outcome = &mut second_attempt, if second_fault.is_none() => match outcome {
+                    Ok(live) => {
+                        let reason = first_fault.map_or_else(|| "no registration in time".into(), |f| Chain(&f).to_string());
+                        tracing::warn!(index = self.index, transport = %second, reason, "fell back");
+                        return Ok(live);
+                    }
+                    Err(fault) => second_fault = Some(fault),
+                },
+            }
+            // A refusal says more than a network that is down.
+            match (first_fault.take(), second_fault.take()) {
+                (Some(Fault::Registration(error)), Some(_)) => return Err(error.into()),
+                (Some(_), Some(fault)) => return Err(fault),
+                (first, second) => (first_fault, second_fault) = (first, second),
+            }
+        }
+    }
+
+    async fn over(
+        &self,
+        shared: &Arc<Shared>,
+        edge: SocketAddr,
+        attempts: u8,
+        transport: Transport,
+        may_register: impl Future<Output = ()>,
+    ) -> Result<Live, Fault> {
+        shared.metrics.dialling(self.index, transport.as_str());
+        let tls = &shared.config.tls;
+        let fault = |error| Fault::Transport { transport, edge, error };
+        let session = match transport {
+            Transport::Quic => {
+                QuicSession::dial(edge, tls.quic.clone(), &self.quic, self.limit).await.map(Session::Quic)
+            }
+            Transport::Http2 => Http2Session::dial(edge, self.quic.bind, tls.http2.clone(), self.limit)
+                .await
+                .map(|session| Session::Http2(Box::new(session))),
+        };
+        let session = session.map_err(fault)?;
+        may_register.await;
+        register(shared, self.index, attempts, session).await
+    }
+}
+
+/// Registers a fresh connection.
+async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session) -> Result<Live, Fault> {
+    let (transport, edge) = (session.transport(), session.remote());
+    let fault = |error| Fault::Transport { transport, edge, error };
+    let registration = registration(shared, index, attempts, &session);
+    let limit = shared.config.rpc_timeout;
+    let mut early = Vec::new();
+    let (send, recv) = match &mut session {
+        Session::Quic(session) => session.open_control().await.map_err(fault)?,
+        Session::Http2(_) => {
+            let control = async {
+                loop {
+                    match session.accept().await.map_err(fault)?.read().await {
+                        Ok(Incoming::Control { recv, send }) => return Ok((send, recv)),
+                        // Nothing is served before the registration.
+                        Ok(_) | Err(_) => shared.metrics.malformed_stream(),
+                    }
+                }
+            };
+            let timed_out = || fault(transport::Error::TimedOut { what: "control stream", limit });
+            tokio::time::timeout(limit, control).await.unwrap_or_else(|_| Err(timed_out()))?
+        }
+    };
+    let register = registration::register(&shared.rpc, recv, send, registration, limit);
+    let mut register = std::pin::pin!(register);
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            outcome = &mut register => break outcome,
+            // On HTTP/2 this drives the connection; on QUIC streams wait by themselves.
+            pending = session.accept(), if transport == Transport::Http2 => {
+                let pending = pending.map_err(fault)?;
+                if early.len() < MOST_EARLY {
+                    early.push(pending);
+                }
+            }
+        }
+    };
+    match outcome {
+        Ok((registered, control)) => Ok(Live { session, registered, control, early }),
+        Err(error) => {
+            // The socket must not stay: an edge cannot tell a refused connector from a silent one.
+            session.close().await;
+            Err(error.into())
+        }
+    }
+}
+
+fn registration(shared: &Shared, index: u8, attempts: u8, session: &Session) -> Registration {
+    let token = shared.token.borrow().clone();
+    Registration {
+        account: token.account.clone(),
+        secret: token.secret.expose().to_vec().into(),
+        tunnel: token.tunnel,
+        index,
+        connector: Uuid::from_bytes(*shared.connector.as_bytes()),
+        features: features(&shared.config.features, shared.config.post_quantum),
+        version: env!("CARGO_PKG_VERSION").into(),
+        arch: arch(),
+        local_ip: session.origin_local_ip(),
+        previous_attempts: attempts.min(shared.config.retries),
+    }
+}
+
+/// Feature strings (protocol.md §5.1).
+fn features(wanted: &[String], post_quantum: bool) -> Vec<String> {
+    const USUAL: [&str; 5] =
+        ["allow_remote_config", "serialized_headers", "support_datagram_v2", "support_quic_eof", "management_logs"];
+    const OBSOLETE: [&str; 3] = ["support_datagram_v3", "support_datagram_v3_1", "support_datagram_v3_2"];
+    let mut features: Vec<String> = USUAL.map(str::to_owned).to_vec();
+    if post_quantum {
+        features.push("postquantum".into());
+    }
+    for feature in wanted {
+        // Datagrams of version 3 are not built, and saying so would make the edge send nothing else.
+        if !OBSOLETE.contains(&feature.as_str()) && !features.contains(feature) {
+            features.push(feature.clone());
+        }
+    }
+    features
+}
+
+/// The platform in Go's words.
+fn arch() -> String {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        other => other,
+    };
+    format!("{}_{arch}", std::env::consts::OS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_the_usual_ones_then_the_wanted_without_repeats_or_obsolete_ones() {
+        let wanted = ["x", "support_datagram_v3_1", "serialized_headers", "x"].map(str::to_owned);
+        let features = features(&wanted, true);
+        assert_eq!(
+            features,
+            [
+                "allow_remote_config",
+                "serialized_headers",
+                "support_datagram_v2",
+                "support_quic_eof",
+                "management_logs",
+                "postquantum",
+                "x"
+            ]
+        );
+    }
+}

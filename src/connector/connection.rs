@@ -1,0 +1,231 @@
+//! One registered connection: serve its streams, unregister when drained, end when the edge closes it.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::{future::FutureExt, task::TaskTracker};
+
+use super::{
+    ConnectionState, Shared,
+    attempt::{Fault, Live},
+};
+use crate::{
+    proxy::{self, Via},
+    transport::{self, Incoming, Pending, Recv, Responder, Session},
+    wire::{
+        calls::{self, Push},
+        registration::Control,
+    },
+};
+
+/// After the edge answered the unregistration, a connection that is idle for this long is closed by us.
+const IDLE_AFTER_UNREGISTER: Duration = Duration::from_secs(2);
+/// Largest configuration accepted over HTTP/2.
+const MOST_CONFIGURATION: usize = 8 << 20;
+
+/// Serves until the connection ends, and says why it did.
+pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault {
+    let Live { mut session, registered, control, early } = live;
+    let via = Via { connection: index, transport: session.transport() };
+    let edge = session.remote();
+    tracing::info!(
+        index, connection = %registered.connection, %edge, transport = %via.transport,
+        location = registered.location, "registered"
+    );
+    let _counted = shared.metrics.registered(index, via.transport.as_str(), &registered.location);
+    let state = ConnectionState {
+        transport: via.transport,
+        edge,
+        location: registered.location.clone(),
+        id: registered.connection,
+        since: Instant::now(),
+        unregistered: false,
+    };
+    shared.status.send_modify(|status| status.set(index, Some(state)));
+    let control = Arc::new(control);
+    if index == 0 && !registered.remotely_managed {
+        tell_local_rules(shared, &control);
+    }
+    let streams = TaskTracker::new();
+    for pending in early {
+        start(shared, &streams, via, pending);
+    }
+    let quic = match &session {
+        Session::Quic(session) => Some(session.connection().clone()),
+        Session::Http2(_) => None,
+    };
+    let datagrams = async {
+        let Some(quic) = quic else { return std::future::pending().await };
+        while quic.read_datagram().await.is_ok() {
+            shared.metrics.dropped_datagram();
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut datagrams = std::pin::pin!(datagrams);
+    let draining = shared.tasks.draining();
+    let error = loop {
+        tokio::select! {
+            pending = session.accept() => match pending {
+                Ok(pending) => {
+                    if let Session::Quic(session) = &mut session {
+                        session.make_room(streams.len());
+                    }
+                    start(shared, &streams, via, pending);
+                }
+                Err(error) => break error,
+            },
+            () = control.closed() => break transport::Error::Closed,
+            () = &mut datagrams => {}
+            () = draining.cancelled() => {
+                shared.status.send_modify(|status| status.unregistered(index));
+                drain(shared, via, &mut session, &control, &streams).await;
+                break transport::Error::Closed;
+            }
+        }
+    };
+    shared.status.send_modify(|status| status.set(index, None));
+    drop(control);
+    session.close().await;
+    tracing::info!(index, %edge, reason = %error, "connection ended");
+    Fault::Transport { transport: via.transport, edge, error }
+}
+
+/// Unregisters, then serves what still arrives until the edge closes the connection, it is idle, or the grace is over.
+async fn drain(shared: &Arc<Shared>, via: Via, session: &mut Session, control: &Arc<Control>, streams: &TaskTracker) {
+    let grace = shared.config.grace;
+    let (told, mut answered) = oneshot::channel::<()>();
+    let control = control.clone();
+    shared.tasks.spawn(async move {
+        match control.unregister(grace.max(Duration::from_secs(1))).await {
+            Ok(()) => tracing::info!(index = via.connection, "unregistered"),
+            Err(error) => tracing::warn!(index = via.connection, error, "could not unregister"),
+        }
+        drop(told);
+    });
+    let deadline = Instant::now() + grace;
+    let mut idle_since: Option<Instant> = None;
+    let mut answer_in = false;
+    loop {
+        let idle = answer_in && streams.is_empty();
+        idle_since = if idle { idle_since.or_else(|| Some(Instant::now())) } else { None };
+        let idle_end = idle_since.map_or(deadline, |since| (since + IDLE_AFTER_UNREGISTER).min(deadline));
+        tokio::select! {
+            pending = session.accept() => match pending {
+                Ok(pending) => start(shared, streams, via, pending),
+                Err(_) => return,
+            },
+            _ = &mut answered, if !answer_in => answer_in = true,
+            () = streams_empty(streams), if answer_in && !idle => {}
+            () = tokio::time::sleep_until(idle_end) => return,
+        }
+    }
+}
+
+async fn streams_empty(streams: &TaskTracker) {
+    streams.close();
+    streams.wait().await;
+    streams.reopen();
+}
+
+fn tell_local_rules(shared: &Arc<Shared>, control: &Arc<Control>) {
+    let Some(json) = shared.local_rules.borrow().clone() else { return };
+    let (shared_, control) = (shared.clone(), control.clone());
+    shared.tasks.spawn(async move {
+        let told = control.update_local_configuration(json.as_bytes().to_vec(), shared_.config.rpc_timeout).await;
+        shared_.metrics.local_rules_told(told.is_ok());
+        if let Err(error) = told {
+            tracing::warn!(error, "the edge did not take the local rules");
+        }
+    });
+}
+
+fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pending: Pending) {
+    let token = streams.token();
+    let shared_ = shared.clone();
+    shared.tasks.spawn(async move {
+        let _token = token;
+        stream(shared_, via, pending).await;
+    });
+}
+
+/// The size of this future is the memory of one idle stream.
+pub(crate) async fn stream(shared: Arc<Shared>, via: Via, pending: Pending) {
+    match pending.read().await {
+        Ok(Incoming::Visitor { head, responder, recv }) => {
+            proxy::serve(&shared.proxy, via, head, responder, recv).await;
+        }
+        Ok(Incoming::Rpc { recv, send }) => {
+            calls::serve(&shared.rpc, recv, send, shared.pushes.clone()).await;
+        }
+        Ok(Incoming::Configure { recv, responder }) => Box::pin(configure(&shared, recv, responder)).await,
+        // A second control stream: dropping it resets it.
+        Ok(Incoming::Control { .. }) => shared.metrics.malformed_stream(),
+        Err(error) => {
+            shared.metrics.malformed_stream();
+            tracing::debug!(index = via.connection, %error, "a stream made no sense");
+        }
+    }
+}
+
+/// A configuration over HTTP/2 (protocol.md §6.7). Our answer carries the reasons as text where the peer has `{}`.
+async fn configure(shared: &Shared, mut recv: Recv, responder: Responder) {
+    let mut body = Vec::new();
+    loop {
+        match recv.chunk().timeout(calls::CALL_LIMIT).await {
+            Ok(Ok(Some(chunk))) if body.len() + chunk.len() <= MOST_CONFIGURATION => body.extend_from_slice(&chunk),
+            Ok(Ok(None)) => break,
+            _ => return responder.fail("the configuration did not arrive whole", false).await,
+        }
+    }
+    let Some((version, config)) = parse_push(&body) else {
+        return responder.fail("not a configuration", false).await;
+    };
+    let (reply, answer) = oneshot::channel();
+    if shared.pushes.send(Push { version, config, reply }).await.is_err() {
+        return responder.fail("the connector is stopping", false).await;
+    }
+    let Ok(applied) = answer.await else {
+        return responder.fail("the connector is stopping", false).await;
+    };
+    let error = if applied.error.is_empty() { serde_json::Value::Null } else { applied.error.into() };
+    let json = serde_json::json!({ "lastAppliedVersion": applied.version, "err": error });
+    if let Ok(mut send) = responder.bare("application/json") {
+        let _ = send.write(Bytes::from(json.to_string()), true).await;
+    }
+}
+
+fn parse_push(body: &[u8]) -> Option<(i32, Bytes)> {
+    #[derive(serde::Deserialize)]
+    struct Body<'a> {
+        version: i32,
+        #[serde(borrow)]
+        config: Option<&'a serde_json::value::RawValue>,
+    }
+    let body: Body<'_> = serde_json::from_slice(body).ok()?;
+    let config = body.config.map_or("null", serde_json::value::RawValue::get);
+    Some((body.version, Bytes::copy_from_slice(config.as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_future_of_one_stream_stays_small() {
+        fn size<F: Future>(_: impl FnOnce(Arc<Shared>, Via, Pending) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(stream);
+        // 4.3 KiB measured; a thousand idle WebSockets cost four megabytes of futures.
+        assert!(size <= 6 << 10, "{size} bytes");
+    }
+
+    #[test]
+    fn a_push_is_a_version_and_an_untouched_document() {
+        let (version, config) = parse_push(br#"{"version":7,"config":{"ingress":[ ]}}"#).unwrap();
+        assert_eq!((version, &config[..]), (7, &br#"{"ingress":[ ]}"#[..]));
+        assert!(parse_push(b"nope").is_none());
+        assert!(parse_push(br#"{"config":{}}"#).is_none());
+    }
+}

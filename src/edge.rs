@@ -1,0 +1,240 @@
+//! The self-hosted edge: connectors on 7844 over QUIC and HTTP/2, visitors on HTTP and HTTPS.
+//!
+//! [`Edge::bind`] takes every socket first, so that a test or `demo` knows the addresses; [`Edge::run`] serves until
+//! it is told to stop. Shares the wire with the connector and nothing else.
+
+pub mod certificates;
+mod control;
+mod follow;
+mod front;
+mod listen;
+pub mod registry;
+mod relay;
+pub mod session;
+pub mod state;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use uuid::Uuid;
+
+use crate::{
+    shutdown::Tasks,
+    tls,
+    wire::{H2_SERVER_NAME, Head, PROBE_SERVER_NAME, QUIC_SERVER_NAME, connect::Answer, rpc::RpcThread},
+};
+use certificates::Certificates;
+use registry::Registry;
+use state::{StateDir, Tunnels};
+
+/// What an edge is told.
+#[derive(Clone, Debug)]
+pub struct EdgeConfig {
+    /// Its state.
+    pub state: StateDir,
+    /// For connectors, UDP and TCP; port 0 takes a free one, the same for both.
+    pub listen: SocketAddr,
+    /// For visitors in clear.
+    pub http: Option<SocketAddr>,
+    /// For visitors over TLS.
+    pub https: Option<SocketAddr>,
+    /// Visitors' certificates from files.
+    pub certificates: Vec<certificates::FileCertificate>,
+    /// What registration tells connectors about the place.
+    pub location: String,
+}
+
+impl EdgeConfig {
+    /// An edge on loopback with free ports.
+    pub fn loopback(state: StateDir) -> Self {
+        let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        Self {
+            state,
+            listen: any,
+            http: Some(any),
+            https: Some(any),
+            certificates: Vec::new(),
+            location: "loopback".into(),
+        }
+    }
+}
+
+/// Why an edge cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its state.
+    #[error("{0}")]
+    State(#[from] state::Error),
+    /// A certificate.
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
+    /// A socket.
+    #[error("cannot listen on {addr}: {source}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Following the state.
+    #[error("cannot watch the state: {0}")]
+    Watch(#[from] notify::Error),
+}
+
+/// What all tasks of an edge share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) state: StateDir,
+    pub(crate) tunnels: watch::Sender<Arc<Tunnels>>,
+    pub(crate) registry: Registry,
+    pub(crate) rpc: RpcThread,
+    pub(crate) tasks: Tasks,
+    pub(crate) location: String,
+}
+
+/// A bound edge.
+#[derive(Debug)]
+pub struct Edge {
+    shared: Arc<Shared>,
+    quic: quinn::Endpoint,
+    tcp: TcpListener,
+    connector_tls: Arc<rustls::ServerConfig>,
+    visitor_tls: Arc<rustls::ServerConfig>,
+    http: Option<TcpListener>,
+    https: Option<TcpListener>,
+}
+
+/// A view on a running edge, for its admin address, `demo` and tests.
+#[derive(Clone, Debug)]
+pub struct EdgeHandle(Arc<Shared>);
+
+impl Edge {
+    /// Reads the state, makes its certificates and binds every socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn bind(config: EdgeConfig, tasks: Tasks) -> Result<Self, Error> {
+        let (authority, tunnels) = config.state.open()?;
+        let names = [QUIC_SERVER_NAME, H2_SERVER_NAME, PROBE_SERVER_NAME].map(str::to_owned);
+        let leaf = authority.issue_server(&names)?;
+        let (tunnels, known) = watch::channel(Arc::new(tunnels));
+        let certificates = Certificates::new(&config.certificates, authority, known)?;
+        let (quic, tcp) = listen::bind_pair(config.listen, &leaf).await?;
+        let connector_tls = listen::connector_tls(&leaf)?;
+        let visitor_tls = certificates.server_config()?;
+        let http = listen::bind_optional(config.http).await?;
+        let https = listen::bind_optional(config.https).await?;
+        let shared = Arc::new(Shared {
+            state: config.state,
+            tunnels,
+            registry: Registry::default(),
+            rpc: RpcThread::new(),
+            tasks,
+            location: config.location,
+        });
+        Ok(Self { shared, quic, tcp, connector_tls, visitor_tls, http, https })
+    }
+
+    /// Where connectors find it.
+    pub fn connector_addr(&self) -> SocketAddr {
+        self.tcp.local_addr().unwrap_or_else(|_| unreachable_addr())
+    }
+
+    /// Where visitors find it in clear.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Where visitors find it over TLS.
+    pub fn https_addr(&self) -> Option<SocketAddr> {
+        self.https.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// A view that outlives [`Edge::run`].
+    pub fn handle(&self) -> EdgeHandle {
+        EdgeHandle(self.shared.clone())
+    }
+
+    /// Serves until its tasks are drained; connections then end as they become idle.
+    ///
+    /// # Errors
+    ///
+    /// When the state cannot be watched.
+    pub async fn run(self) -> Result<(), Error> {
+        let Self { shared, quic, tcp, connector_tls, visitor_tls, http, https } = self;
+        let tasks = shared.tasks.clone();
+        follow::start(&shared)?;
+        tasks.spawn(listen::accept_quic(shared.clone(), quic.clone()));
+        tasks.spawn(listen::accept_tcp(shared.clone(), tcp, connector_tls));
+        if let Some(listener) = http {
+            tasks.spawn(front::serve(shared.clone(), listener, None));
+        }
+        if let Some(listener) = https {
+            tasks.spawn(front::serve(shared.clone(), listener, Some(visitor_tls)));
+        }
+        tasks.draining().cancelled().await;
+        quic.wait_idle().await;
+        Ok(())
+    }
+}
+
+fn unreachable_addr() -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)
+}
+
+impl EdgeHandle {
+    /// The live connections.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// The tunnels of its state, as last read.
+    pub fn tunnels(&self) -> Arc<Tunnels> {
+        self.0.tunnels.borrow().clone()
+    }
+
+    /// Waits until `count` connections of `tunnel` are registered.
+    ///
+    /// # Errors
+    ///
+    /// When `limit` passes first; with the number reached.
+    pub async fn registered(&self, tunnel: Uuid, count: usize, limit: Duration) -> Result<(), usize> {
+        let mut changes = self.0.registry.changes();
+        let reached = async {
+            while self.0.registry.of(tunnel).len() < count {
+                if changes.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(limit, reached).await.map_err(|_| self.0.registry.of(tunnel).len())
+    }
+
+    /// Copies a local TCP connection to `dest` behind a connector of `tunnel`: private-network TCP (protocol.md §8.5).
+    ///
+    /// # Errors
+    ///
+    /// With the reason why it could not be connected.
+    pub async fn forward_tcp(&self, tunnel: Uuid, dest: SocketAddr, local: TcpStream) -> Result<(), String> {
+        let session = self.0.registry.pick(&[tunnel]).ok_or("no connection")?;
+        let _in_flight = session.enter();
+        let opened = session.open(&Head::Tcp(dest)).await.map_err(|error| error.to_string())?;
+        let (answer, recv) = opened.answer.answer().await.map_err(|error| error.to_string())?;
+        match answer {
+            Answer::Connected | Answer::Response(_) => {
+                relay::splice(local, opened.send, recv).await;
+                Ok(())
+            }
+            Answer::Failed { error, .. } => Err(error),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A connection to a service, whatever it runs over.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::client::TlsStream;
+
+/// TCP, a unix socket, or TLS over either.
+#[derive(Debug)]
+pub enum OriginIo {
+    /// TCP in clear.
+    Tcp(TcpStream),
+    /// TLS over TCP.
+    TcpTls(Box<TlsStream<TcpStream>>),
+    /// A unix socket in clear.
+    Unix(UnixStream),
+    /// TLS over a unix socket.
+    UnixTls(Box<TlsStream<UnixStream>>),
+}
+
+impl OriginIo {
+    /// Whether the peer chose HTTP/2 by ALPN.
+    pub fn is_h2(&self) -> bool {
+        let alpn = match self {
+            Self::TcpTls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::UnixTls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        };
+        alpn == Some(b"h2")
+    }
+}
+
+macro_rules! each {
+    ($self:expr, $io:ident => $call:expr) => {
+        match $self.get_mut() {
+            OriginIo::Tcp($io) => {
+                let $io = Pin::new($io);
+                $call
+            }
+            OriginIo::TcpTls($io) => {
+                let $io = Pin::new($io.as_mut());
+                $call
+            }
+            OriginIo::Unix($io) => {
+                let $io = Pin::new($io);
+                $call
+            }
+            OriginIo::UnixTls($io) => {
+                let $io = Pin::new($io.as_mut());
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for OriginIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, io => io.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for OriginIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, io => io.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, io => io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Self::Tcp(_) | Self::Unix(_))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, io => io.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, io => io.poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,69 @@
+//! Idle HTTP/1.1 connections to one service.
+//!
+//! A connection is polled by the task of the request that uses it and by nobody while idle: no task per connection,
+//! no channel between two. One that the service closed is noticed when it is taken.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustls::pki_types::ServerName;
+use tokio::time::Instant;
+
+use super::http::H1;
+
+/// Keeps connections for reuse.
+#[derive(Debug)]
+pub(super) struct Pool {
+    idle: Mutex<VecDeque<Idle>>,
+    most: usize,
+    lifetime: Duration,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Box<H1>,
+    /// The name it was verified for; a connection serves no other.
+    name: Option<ServerName<'static>>,
+    since: Instant,
+}
+
+impl Pool {
+    /// Keeps at most `most` connections, each for at most `lifetime`.
+    pub(super) fn new(most: usize, lifetime: Duration) -> Self {
+        Self { idle: Mutex::default(), most, lifetime }
+    }
+
+    /// The connection that was used last, so that the others can grow old.
+    pub(super) fn take(&self, name: Option<&ServerName<'static>>) -> Option<Box<H1>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // The oldest stand in front.
+        while idle.front().is_some_and(|oldest| oldest.since.elapsed() >= self.lifetime) {
+            idle.pop_front();
+        }
+        if idle.back()?.name.as_ref() == name {
+            return idle.pop_back().map(|idle| idle.connection);
+        }
+        let at = idle.iter().rposition(|idle| idle.name.as_ref() == name)?;
+        idle.remove(at).map(|idle| idle.connection)
+    }
+
+    /// Gives a connection back.
+    pub(super) fn put(&self, connection: Box<H1>, name: Option<ServerName<'static>>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.push_back(Idle { connection, name, since: Instant::now() });
+        if idle.len() > self.most {
+            idle.pop_front();
+        }
+    }
+
+    /// Drops what is too old; for services that nobody asks any more.
+    pub(super) fn sweep(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        while idle.front().is_some_and(|oldest| oldest.since.elapsed() >= self.lifetime) {
+            idle.pop_front();
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The story of a request between a tunnel stream and a service.
+//!
+//! [`serve`] is the whole of it: look the rule up in one snapshot, open the service, answer, copy, and leave one
+//! access event behind. Knows no key and no edge address.
+
+pub mod bastion;
+pub mod frames;
+mod hello;
+mod http;
+mod over_websocket;
+mod pipe;
+mod record;
+pub mod routes;
+pub mod socks;
+mod tcp;
+
+use std::sync::Arc;
+
+use ::http::{HeaderName, HeaderValue};
+use tokio::sync::watch;
+
+use crate::{
+    code::{ADIT_ERROR, Code},
+    metrics::Metrics,
+    origin::Origin,
+    transport::{Recv, Responder, Transport},
+    wire::{Head, RequestHead, ResponseHead},
+};
+use record::Record;
+pub use routes::{Route, Routes};
+
+/// What every request of a connector shares.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The rules in force.
+    pub routes: watch::Receiver<Arc<Routes>>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Headers added to every request: `Cf-Warp-Tag-*` (protocol.md §9.1).
+    pub tags: Vec<(HeaderName, HeaderValue)>,
+    /// Answered by adit itself, lower case.
+    pub management_hostname: String,
+}
+
+/// Which connection a stream came over.
+#[derive(Clone, Copy, Debug)]
+pub struct Via {
+    /// Connection index.
+    pub connection: u8,
+    /// Its transport.
+    pub transport: Transport,
+}
+
+/// Serves one stream of the edge to its end.
+pub async fn serve(proxy: &Proxy, via: Via, head: Head, responder: Responder, recv: Recv) {
+    let routes = proxy.routes.borrow().clone();
+    match head {
+        Head::Tcp(dest) => tcp::serve(proxy, &routes, via, dest, responder, recv).await,
+        Head::Request(head) => {
+            let mut record = Record::new(&proxy.metrics, via, &head);
+            request(proxy, &routes, &mut record, head, responder, recv).await;
+        }
+    }
+}
+
+async fn request(
+    proxy: &Proxy,
+    routes: &Routes,
+    record: &mut Record<'_>,
+    head: RequestHead,
+    responder: Responder,
+    recv: Recv,
+) {
+    let Ok(host) = head.host.to_str() else {
+        return refuse(record, responder, Code::RequestInvalid).await;
+    };
+    if host.eq_ignore_ascii_case(&proxy.management_hostname) {
+        // The management service is not built; its requests must not reach a rule.
+        return refuse(record, responder, Code::NotFound).await;
+    }
+    let Some((index, route)) = routes.find(host, head.target.path()) else {
+        return refuse(record, responder, Code::NoConfiguration).await;
+    };
+    record.matched(index, &route.metrics);
+    if route.access_required {
+        return refuse(record, responder, Code::AccessRequired).await;
+    }
+    match &route.origin {
+        Origin::Http(origin) => http::forward(proxy, route, origin, record, head, responder, recv).await,
+        Origin::Status(status) => {
+            record.status = *status;
+            if responder.respond(ResponseHead::new(*status), true).await.is_err() {
+                record.visitor_left();
+            }
+        }
+        Origin::Hello => hello::serve(record, head, responder, recv).await,
+        Origin::Stream(dialer, destination) => {
+            let service = over_websocket::Service { route, dialer, destination };
+            over_websocket::serve(proxy, service, record, head, responder, recv).await;
+        }
+    }
+}
+
+/// Answers with a reason of our own.
+async fn refuse(record: &mut Record<'_>, responder: Responder, code: Code) {
+    record.refused(code);
+    let mut head = ResponseHead::new(code.status());
+    head.headers.insert(ADIT_ERROR, HeaderValue::from_static(code.as_str()));
+    head.headers.insert(::http::header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    if responder.respond(head, true).await.is_err() {
+        record.visitor_left();
+    }
+}

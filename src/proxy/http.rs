@@ -1,0 +1,247 @@
+//! A request to an HTTP service and its answer back.
+
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use bytes::Bytes;
+
+use super::{
+    Proxy, Route,
+    pipe::{self, VisitorEnd},
+    record::Record,
+    refuse,
+};
+use crate::{
+    code::{ADIT_ERROR, Code},
+    origin::{
+        Error,
+        http::{HttpOrigin, Reply, ReplyBody, RequestBody, clean_trailers},
+    },
+    telemetry::Chain,
+    transport::{Recv, Responder, Send},
+    wire::{BodyLength, RequestHead, ResponseHead},
+};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Headers of one hop (RFC 9110 §7.6.1) beside those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+pub(super) async fn forward(
+    proxy: &Proxy,
+    route: &Route,
+    origin: &HttpOrigin,
+    record: &mut Record<'_>,
+    head: RequestHead,
+    mut responder: Responder,
+    recv: Recv,
+) {
+    if head.method == Method::CONNECT {
+        return refuse(record, responder, Code::RequestInvalid).await;
+    }
+    if route.no_chunks && head.body == BodyLength::Unknown {
+        // Without chunks and without a length the body would be read as the next request.
+        return refuse(record, responder, Code::LengthRequired).await;
+    }
+    let websocket = head.websocket;
+    let is_head = head.method == Method::HEAD;
+    let host = route.host_header.clone().unwrap_or_else(|| head.host.clone());
+    let host_text = host.to_str().unwrap_or_default().to_owned();
+    // The visitor's half of a WebSocket is not a body.
+    let (body, kept) = match head.body {
+        _ if websocket => (RequestBody::Empty, Some(recv)),
+        BodyLength::None | BodyLength::Known(0) => (RequestBody::Empty, None),
+        BodyLength::Known(length) => {
+            record.received = length;
+            (RequestBody::Stream { recv, remaining: Some(length) }, None)
+        }
+        BodyLength::Unknown => (RequestBody::Stream { recv, remaining: None }, None),
+    };
+    let request = to_service(head, host, body, proxy, route, origin.may_speak_h2());
+    let reply = {
+        let sending = origin.send(request, &host_text, websocket);
+        tokio::select! {
+            biased;
+            reply = sending => reply,
+            () = responder.gone() => {
+                record.visitor_left();
+                return;
+            }
+        }
+    };
+    match reply {
+        Ok(Reply::Response(response)) => {
+            let (parts, body) = response.into_parts();
+            answer(record, to_visitor(parts.status, parts.headers), body, is_head, responder).await;
+        }
+        Ok(Reply::Upgraded { head, io, first }) => {
+            let (parts, ()) = head.into_parts();
+            record.status = parts.status;
+            let Some(recv) = kept else { return };
+            let send = responder.respond(upgraded(parts.headers), false).await;
+            let Ok(send) = send else { return record.visitor_left() };
+            let copied = pipe::both(io, first, send, recv, VisitorEnd::Everything).await;
+            record.sent = copied.down;
+            record.received = copied.up;
+        }
+        Err(error) => failed(record, responder, &error).await,
+    }
+}
+
+async fn failed(record: &mut Record<'_>, responder: Responder, error: &Error) {
+    if visitor_broke(error) {
+        // The visitor's half broke while it was being sent on: nobody is left to be told.
+        record.visitor_left();
+        return;
+    }
+    record.because(Chain(error));
+    refuse(record, responder, error.code()).await;
+}
+
+/// Whether the request body, and not the service, failed.
+fn visitor_broke(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<crate::transport::StreamError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn to_service(
+    head: RequestHead,
+    host: HeaderValue,
+    body: RequestBody,
+    proxy: &Proxy,
+    route: &Route,
+    may_speak_h2: bool,
+) -> Request<RequestBody> {
+    let RequestHead { websocket, method, host: visited, target, mut headers, body: length } = head;
+    let trailers = may_speak_h2 && tokens(&headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    strip_hop_by_hop(&mut headers);
+    headers.remove(header::PROXY_AUTHORIZATION);
+    // Answered by the transport on this side already; the service would answer a second time.
+    headers.remove(header::EXPECT);
+    headers.remove(header::CONTENT_LENGTH);
+    match length {
+        BodyLength::Known(length) if !websocket => {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        _ => {}
+    }
+    if route.host_header.is_some() {
+        headers.insert(X_FORWARDED_HOST, visited);
+    }
+    headers.insert(header::HOST, host);
+    for (name, value) in &proxy.tags {
+        // Replaced, not added: a visitor must not speak first under our name.
+        headers.insert(name.clone(), value.clone());
+    }
+    if websocket {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    } else if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from(target);
+    *request.headers_mut() = headers;
+    request
+}
+
+fn to_visitor(status: StatusCode, mut headers: HeaderMap) -> ResponseHead {
+    strip_hop_by_hop(&mut headers);
+    headers.remove(ADIT_ERROR);
+    ResponseHead { status, headers }
+}
+
+/// The head of an accepted WebSocket keeps the two headers that say so.
+fn upgraded(headers: HeaderMap) -> ResponseHead {
+    let mut head = to_visitor(StatusCode::SWITCHING_PROTOCOLS, headers);
+    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    head
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',').map(str::trim))
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            // A visitor must not take away what decides about the body or the host.
+            .filter(|name| ![header::CONTENT_LENGTH, header::HOST, header::CONTENT_TYPE].contains(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+async fn answer(record: &mut Record<'_>, head: ResponseHead, mut body: ReplyBody, is_head: bool, responder: Responder) {
+    record.status = head.status;
+    let end = body.is_end() || is_head;
+    let send = match responder.respond(head, end).await {
+        Ok(send) if !end => send,
+        Ok(_) => return,
+        Err(_) => return record.visitor_left(),
+    };
+    copy(record, &mut body, send).await;
+}
+
+/// Sends a body on as it comes; each chunk leaves at once.
+async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            () = send.stopped() => return record.visitor_left(),
+        };
+        let frame = match frame {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return send.finish(),
+            Err(error) => {
+                send.reset();
+                return record.cut(Chain(&error));
+            }
+        };
+        match frame.into_data() {
+            Ok(data) => {
+                record.sent += data.len() as u64;
+                let last = body.is_end();
+                if write(&mut send, data, last).await.is_err() {
+                    return record.visitor_left();
+                }
+                if last {
+                    return;
+                }
+            }
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    return send.finish_with(clean_trailers(trailers));
+                }
+            }
+        }
+    }
+}
+
+async fn write(send: &mut Send, data: Bytes, last: bool) -> Result<(), crate::transport::StreamError> {
+    if data.is_empty() && !last { Ok(()) } else { send.write(data, last).await }
+}

@@ -1,0 +1,139 @@
+//! One generation of rules, ready to serve: swapped whole, never changed.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use ::http::HeaderValue;
+
+use crate::{
+    config::{Ingress, IpRules, ProxyType, WarpRouting},
+    ingress::{Pattern, Table},
+    metrics::{Metrics, RuleMetrics},
+    origin::{Origin, dial::Dialer},
+    tls,
+};
+
+/// A rule with its service.
+#[derive(Debug)]
+pub struct Route {
+    /// What answers.
+    pub origin: Origin,
+    /// Counters of this rule.
+    pub metrics: RuleMetrics,
+    /// What the service sees as Host, if not the visitor's.
+    pub host_header: Option<HeaderValue>,
+    /// An Access token is demanded, which cannot be checked yet: everything is refused.
+    pub access_required: bool,
+    /// Bodies must have a length.
+    pub no_chunks: bool,
+    /// SOCKS5 is spoken inside the stream although the destination is fixed.
+    pub socks: bool,
+    /// Destinations that a SOCKS5 visitor may reach.
+    pub ip_rules: IpRules,
+}
+
+/// All rules of one version.
+#[derive(Debug)]
+pub struct Routes {
+    table: Option<Table<Route>>,
+    /// The checked rules they were made from, for `/config` and the edge.
+    pub ingress: Ingress,
+    /// Version of a pushed configuration, −1 for the file's.
+    pub version: i32,
+    /// How streams without a rule are dialled.
+    pub warp_dialer: Dialer,
+    /// Settings of streams without a rule.
+    pub warp: WarpRouting,
+}
+
+impl Routes {
+    /// Makes every service ready; dials nothing.
+    ///
+    /// # Errors
+    ///
+    /// When a rule's root file cannot be used, with the rule's number.
+    pub fn new(
+        ingress: Option<Ingress>,
+        warp: WarpRouting,
+        version: i32,
+        metrics: &Metrics,
+        forbidden: &Arc<[SocketAddr]>,
+    ) -> Result<Self, String> {
+        let mut rows = Vec::new();
+        let mut mistakes = Vec::new();
+        for rule in ingress.iter().flat_map(|ingress| &ingress.rules) {
+            match Route::new(rule, metrics, forbidden) {
+                Ok(route) => rows.push((Pattern::from(rule), route)),
+                Err(error) => mistakes.push(format!("rule {}: {error}", rule.position)),
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes.join("; "));
+        }
+        Ok(Self {
+            table: Table::new(rows),
+            ingress: ingress.unwrap_or_else(Ingress::unconfigured),
+            version,
+            warp_dialer: Dialer {
+                connect_timeout: warp.connect_timeout,
+                keep_alive: warp.tcp_keep_alive,
+                race: false,
+                forbidden: forbidden.clone(),
+            },
+            warp,
+        })
+    }
+
+    /// The rule for a request; `None` while there are no rules at all.
+    pub fn find(&self, host: &str, path: &str) -> Option<(usize, &Route)> {
+        self.table.as_ref().map(|table| table.find(host, path))
+    }
+
+    /// Drops idle connections that are too old, in every pool.
+    pub fn sweep(&self) {
+        for (_, route) in self.table.iter().flat_map(Table::rows) {
+            if let Origin::Http(origin) = &route.origin {
+                origin.sweep();
+            }
+        }
+    }
+
+    /// How often [`Routes::sweep`] is worth calling.
+    pub const SWEEP: Duration = Duration::from_secs(15);
+}
+
+impl Route {
+    fn new(rule: &crate::config::Rule, metrics: &Metrics, forbidden: &Arc<[SocketAddr]>) -> Result<Self, RouteError> {
+        let options = &rule.origin;
+        if options.access.required {
+            tracing::warn!(
+                rule = rule.position,
+                "access is required but tokens are not checked by this version: every request of this rule is refused"
+            );
+        }
+        if options.no_tls_verify {
+            tracing::warn!(rule = rule.position, service = rule.spelling, "noTLSVerify: the service is not verified");
+        }
+        let host_header = options
+            .http_host_header
+            .as_deref()
+            .map(|host| HeaderValue::from_str(host).map_err(|_| RouteError::HostHeader))
+            .transpose()?;
+        Ok(Self {
+            origin: Origin::new(&rule.service, options, forbidden)?,
+            metrics: metrics.handles_of_rule(rule.position),
+            host_header,
+            access_required: options.access.required,
+            no_chunks: options.disable_chunked_encoding,
+            socks: options.proxy_type == ProxyType::Socks,
+            ip_rules: options.ip_rules.clone(),
+        })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RouteError {
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
+    #[error("httpHostHeader is no header value")]
+    HostHeader,
+}

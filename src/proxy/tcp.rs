@@ -1,0 +1,82 @@
+//! Private-network TCP: a stream names a literal address and is connected to it, without a rule (protocol.md §8.5).
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{
+    Proxy, Routes, Via,
+    pipe::{self, VisitorEnd},
+};
+use crate::transport::{Recv, Responder};
+
+/// Flows of this process (§8.6); the limit is `warp-routing.maxActiveFlows` or `--max-active-flows`.
+static FLOWS: AtomicU64 = AtomicU64::new(0);
+
+struct Flow;
+
+impl Flow {
+    fn enter(limit: u64) -> Option<Self> {
+        let flow = (FLOWS.fetch_add(1, Ordering::AcqRel), Self);
+        (limit == 0 || flow.0 < limit).then_some(flow.1)
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        FLOWS.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+pub(super) async fn serve(
+    proxy: &Proxy,
+    routes: &Routes,
+    via: Via,
+    dest: SocketAddr,
+    responder: Responder,
+    recv: Recv,
+) {
+    let started = Instant::now();
+    let log = |outcome: &str, copied: pipe::Copied| {
+        tracing::info!(
+            target: "access", method = "TCP", host = dest.to_string().as_str(), ms = started.elapsed().as_secs_f64() * 1000.0,
+            sent = copied.down, received = copied.up, connection = u64::from(via.connection),
+            transport = via.transport.as_str(), code = outcome,
+        );
+    };
+    proxy.metrics.request_started();
+    let Some(_flow) = Flow::enter(routes.warp.max_active_flows) else {
+        proxy.metrics.flow_refused();
+        proxy.metrics.request_ended();
+        log("flow-limit", pipe::Copied::default());
+        return responder.fail("failed to start tcp flow due to rate limiting: too many active flows", true).await;
+    };
+    let dialer = &routes.warp_dialer;
+    let dialled = tokio::time::timeout(dialer.connect_timeout, dialer.address(dest)).await;
+    let stream = match dialled {
+        Ok(Ok(stream)) => stream,
+        failed => {
+            let cause = match failed {
+                Ok(Err(error)) => error.to_string(),
+                _ => "i/o timeout".to_owned(),
+            };
+            proxy.metrics.tcp_failed();
+            proxy.metrics.request_ended();
+            log("origin-unreachable", pipe::Copied::default());
+            return responder.fail(&format!("unable to dial tcp to origin {dest}: {cause}"), false).await;
+        }
+    };
+    proxy.metrics.tcp_connected(started.elapsed());
+    let copied = match responder.connected().await {
+        Ok(send) => pipe::both(stream, Bytes::new(), send, recv, VisitorEnd::HalfClose).await,
+        Err(_) => pipe::Copied::default(),
+    };
+    proxy.metrics.tcp_ended();
+    proxy.metrics.request_ended();
+    proxy.metrics.bytes(copied.up, copied.down);
+    log("", copied);
+}

@@ -1,0 +1,224 @@
+//! The only place that turns bytes into keys, roots and TLS configurations.
+//!
+//! One crypto provider (aws-lc-rs), passed explicitly. Reads no file of its own accord but those it is told.
+
+pub mod issue;
+pub mod material;
+mod unverified;
+
+use std::{path::Path, sync::Arc};
+
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+use crate::wire::QUIC_ALPN;
+
+/// Roots of Cloudflare's edge, beside the system's (protocol.md §3.1).
+const EDGE_ROOTS: &str = include_str!("tls/cloudflare-edge-roots.pem");
+
+/// Why there is no TLS configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file holds no certificate.
+    #[error("{0} holds no PEM certificate")]
+    NoCertificate(String),
+    /// A file holds no private key.
+    #[error("{0} holds no PEM private key")]
+    NoKey(String),
+    /// A PEM file is malformed.
+    #[error("{path} is no valid PEM file: {source}")]
+    Pem {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// rustls refuses.
+    #[error("{0}")]
+    Rustls(#[from] rustls::Error),
+    /// A certificate could not be made.
+    #[error("cannot issue a certificate: {0}")]
+    Issue(#[from] rcgen::Error),
+    /// The QUIC suite is missing; cannot happen with our provider.
+    #[error("{0}")]
+    Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+}
+
+/// The provider for everything but the edge: aws-lc-rs with its defaults, X25519MLKEM768 first.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// The provider towards an edge: X25519MLKEM768, then P-256, never plain X25519 (protocol.md §3.1).
+fn edge_provider(post_quantum_only: bool) -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
+    if !post_quantum_only {
+        provider.kx_groups.push(aws_lc_rs::kx_group::SECP256R1);
+    }
+    Arc::new(provider)
+}
+
+/// TLS towards an edge, ready for both transports.
+#[derive(Clone)]
+pub struct EdgeTls {
+    /// For QUIC.
+    pub quic: Arc<QuicClientConfig>,
+    /// For HTTP/2; no ALPN.
+    pub http2: Arc<ClientConfig>,
+}
+
+impl std::fmt::Debug for EdgeTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EdgeTls")
+    }
+}
+
+impl EdgeTls {
+    /// Trusts `ca` alone, or the system's roots and Cloudflare's when there is none. TLS 1.3 only, no resumption.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn new(ca: Option<&Path>, post_quantum_only: bool) -> Result<Self, Error> {
+        let roots = match ca {
+            Some(path) => roots_from_file(path)?,
+            None => {
+                let mut roots = system_roots();
+                add_pem(&mut roots, EDGE_ROOTS.as_bytes(), "the built-in edge roots")?;
+                roots
+            }
+        };
+        let config = |alpn: Vec<Vec<u8>>| -> Result<ClientConfig, Error> {
+            let mut config = ClientConfig::builder_with_provider(edge_provider(post_quantum_only))
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_root_certificates(roots.clone())
+                .with_no_client_auth();
+            config.resumption = rustls::client::Resumption::disabled();
+            config.alpn_protocols = alpn;
+            Ok(config)
+        };
+        Ok(Self {
+            quic: Arc::new(QuicClientConfig::try_from(config(vec![QUIC_ALPN.to_vec()])?)?),
+            http2: Arc::new(config(Vec::new())?),
+        })
+    }
+}
+
+/// What a rule says about TLS to its service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OriginTls<'a> {
+    /// A file of roots added to the system's.
+    pub ca_pool: Option<&'a Path>,
+    /// Accept any certificate.
+    pub no_verify: bool,
+    /// Offer HTTP/2.
+    pub http2: bool,
+}
+
+impl OriginTls<'_> {
+    /// A configuration without a client certificate.
+    ///
+    /// # Errors
+    ///
+    /// When `ca_pool` cannot be read or holds no certificate.
+    pub fn client(&self) -> Result<Arc<ClientConfig>, Error> {
+        let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let builder = if self.no_verify {
+            builder.dangerous().with_custom_certificate_verifier(unverified::accept_any(&provider()))
+        } else {
+            let mut roots = system_roots();
+            if let Some(path) = self.ca_pool {
+                add_file(&mut roots, path)?;
+            }
+            builder.with_root_certificates(roots)
+        };
+        let mut config = builder.with_no_client_auth();
+        if self.http2 {
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        }
+        Ok(Arc::new(config))
+    }
+}
+
+/// The system's roots; those it cannot parse are skipped, which a strict verifier must do with old ones.
+pub fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    let (_, refused) = roots.add_parsable_certificates(native.certs);
+    if !native.errors.is_empty() || refused > 0 {
+        tracing::debug!(errors = native.errors.len(), refused, "some system roots were skipped");
+    }
+    roots
+}
+
+/// A store of exactly the certificates in `path`.
+///
+/// # Errors
+///
+/// When it cannot be read or holds none.
+pub fn roots_from_file(path: &Path) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    add_file(&mut roots, path)?;
+    Ok(roots)
+}
+
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), Error> {
+    let shown = path.display().to_string();
+    let pem = std::fs::read(path).map_err(|source| Error::Read { path: shown.clone(), source })?;
+    add_pem(roots, &pem, &shown)
+}
+
+fn add_pem(roots: &mut RootCertStore, pem: &[u8], shown: &str) -> Result<(), Error> {
+    let mut any = false;
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|source| Error::Pem { path: shown.to_owned(), source })?;
+        roots.add(certificate)?;
+        any = true;
+    }
+    if any { Ok(()) } else { Err(Error::NoCertificate(shown.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_roots_are_three_and_usable_as_anchors() {
+        let mut roots = RootCertStore::empty();
+        add_pem(&mut roots, EDGE_ROOTS.as_bytes(), "built in").unwrap();
+        assert_eq!(roots.len(), 3);
+    }
+
+    #[test]
+    fn the_edge_is_offered_the_hybrid_group_first_and_never_plain_x25519() {
+        let names = |strict| edge_provider(strict).kx_groups.iter().map(|g| g.name()).collect::<Vec<_>>();
+        assert_eq!(names(false), [rustls::NamedGroup::X25519MLKEM768, rustls::NamedGroup::secp256r1]);
+        assert_eq!(names(true), [rustls::NamedGroup::X25519MLKEM768]);
+    }
+
+    #[test]
+    fn only_quic_says_what_it_speaks() {
+        let tls = EdgeTls::new(None, false).unwrap();
+        assert!(tls.http2.alpn_protocols.is_empty());
+    }
+
+    #[test]
+    fn a_pool_without_a_certificate_is_an_error_that_names_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = OriginTls { ca_pool: Some(file.path()), ..OriginTls::default() }.client().unwrap_err();
+        assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
+    }
+}

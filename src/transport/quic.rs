@@ -1,0 +1,245 @@
+//! QUIC towards an edge (protocol.md §3): one endpoint, so one UDP port, per connection.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use quinn::{
+    ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
+    TransportConfig, VarInt, crypto::rustls::QuicClientConfig,
+};
+
+use super::{Error, HEAD_LIMIT, HeadError, Incoming, Recv, Responder, Send, stream::CODE};
+use crate::wire::{self, QUIC_SERVER_NAME, connect};
+
+/// Streams the edge may have open at the start. quinn keeps state for each allowed one: 4,096 cost 2 ms at the
+/// handshake where a million costs 190 ms; the limit is doubled when half of it is used.
+const FIRST_STREAM_LIMIT: u32 = 4096;
+const LAST_STREAM_LIMIT: u32 = 1 << 20;
+
+/// What `run` can set about QUIC.
+#[derive(Clone, Debug)]
+pub struct QuicOptions {
+    /// Local address to bind.
+    pub bind: Option<IpAddr>,
+    /// Local port, kept over reconnects of one connection index so that the 5-tuple stays.
+    pub port: u16,
+    /// Whether to search for a larger packet size.
+    pub discover_mtu: bool,
+    /// Bytes the edge may have in flight on the connection.
+    pub connection_window: u64,
+    /// Bytes the edge may have in flight on one stream.
+    pub stream_window: u64,
+}
+
+impl Default for QuicOptions {
+    fn default() -> Self {
+        Self { bind: None, port: 0, discover_mtu: true, connection_window: 30 << 20, stream_window: 6 << 20 }
+    }
+}
+
+/// A connection to an edge over QUIC.
+#[derive(Debug)]
+pub struct QuicSession {
+    endpoint: Endpoint,
+    connection: quinn::Connection,
+    accepted: u64,
+    stream_limit: u32,
+}
+
+/// Transport settings that both ends share (§3.2); what quinn cannot say is as near as it gets.
+pub fn transport_config(edge_is_v6: bool, discover_mtu: bool) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(5000))))
+        .keep_alive_interval(Some(Duration::from_secs(1)))
+        .datagram_receive_buffer_size(Some(16383))
+        .initial_mtu(if edge_is_v6 { 1252 } else { 1232 })
+        .max_concurrent_bidi_streams(VarInt::from_u32(FIRST_STREAM_LIMIT))
+        .max_concurrent_uni_streams(VarInt::from_u32(16));
+    transport.mtu_discovery_config(discover_mtu.then(|| {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(1452);
+        discovery
+    }));
+    transport
+}
+
+/// An endpoint on a UDP socket with room for a burst, as far as the system allows without privileges.
+///
+/// # Errors
+///
+/// When the address cannot be bound.
+pub fn bind(addr: SocketAddr, server: Option<quinn::ServerConfig>) -> std::io::Result<Endpoint> {
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+    // 4 MiB holds a burst of 3,000 packets; the kernel silently caps it at rmem_max.
+    let _ = socket.set_recv_buffer_size(4 << 20);
+    let _ = socket.set_send_buffer_size(4 << 20);
+    socket.bind(&addr.into())?;
+    let mut config = EndpointConfig::default();
+    if server.is_none() {
+        config.cid_generator(|| Box::new(ZeroLength));
+    }
+    Endpoint::new(config, server, socket.into(), Arc::new(quinn::TokioRuntime))
+}
+
+/// A socket with one connection needs no connection ids (§3.2).
+struct ZeroLength;
+
+impl ConnectionIdGenerator for ZeroLength {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&[])
+    }
+
+    fn cid_len(&self) -> usize {
+        0
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl QuicSession {
+    /// Dials `edge`; the handshake may take `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; a refused port shows as a time-out, since quinn does not read ICMP.
+    pub async fn dial(
+        edge: SocketAddr,
+        tls: Arc<QuicClientConfig>,
+        options: &QuicOptions,
+        limit: Duration,
+    ) -> Result<Self, Error> {
+        let unspecified: IpAddr =
+            if edge.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let ip = options.bind.unwrap_or(unspecified);
+        let endpoint = match bind(SocketAddr::new(ip, options.port), None) {
+            Err(error) if options.port != 0 => {
+                tracing::debug!(%error, port = options.port, "the previous local port is taken");
+                bind(SocketAddr::new(ip, 0), None)?
+            }
+            other => other?,
+        };
+        let mut transport = transport_config(edge.is_ipv6(), options.discover_mtu);
+        let window = |bytes: u64| VarInt::from_u64(bytes).unwrap_or(VarInt::MAX);
+        transport
+            .receive_window(window(options.connection_window))
+            .stream_receive_window(window(options.stream_window));
+        let mut config = ClientConfig::new(tls);
+        config.transport_config(Arc::new(transport));
+        let connecting = endpoint.connect_with(config, edge, QUIC_SERVER_NAME)?;
+        let connection = tokio::time::timeout(limit, connecting)
+            .await
+            .map_err(|_| Error::TimedOut { what: "QUIC handshake", limit })??;
+        Ok(Self { endpoint, connection, accepted: 0, stream_limit: FIRST_STREAM_LIMIT })
+    }
+
+    /// Opens the control stream: the first stream of the connector, without signature (§3.5).
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone.
+    pub async fn open_control(&self) -> Result<(Send, Recv), Error> {
+        let (send, recv) = self.connection.open_bi().await?;
+        Ok((Send::quic(send), Recv::quic(bytes::Bytes::new(), recv)))
+    }
+
+    /// The edge's address.
+    pub fn remote(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// The local UDP port.
+    pub fn local_port(&self) -> u16 {
+        self.endpoint.local_addr().map_or(0, |addr| addr.port())
+    }
+
+    /// The connection itself, for its statistics and datagrams.
+    pub fn connection(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
+    /// The next stream; `in_use` tells how many are open now, to raise the limit before it is reached.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is over.
+    pub async fn accept(&mut self) -> Result<(quinn::SendStream, quinn::RecvStream), Error> {
+        match self.connection.accept_bi().await {
+            Ok(stream) => {
+                self.accepted += 1;
+                Ok(stream)
+            }
+            Err(quinn::ConnectionError::ApplicationClosed(close)) if close.error_code == CODE => Err(Error::Closed),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Raises the stream limit when `in_use` streams are more than half of it.
+    pub fn make_room(&mut self, in_use: usize) {
+        if in_use > self.stream_limit as usize / 2 && self.stream_limit < LAST_STREAM_LIMIT {
+            self.stream_limit *= 2;
+            self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(self.stream_limit));
+        }
+    }
+
+    /// Closes with code 0 and an empty reason (§3.4), and sees to it that the edge hears it.
+    pub async fn close(self) {
+        self.connection.close(CODE, b"");
+        // The close is one packet; without this the socket would go before it is sent.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Reads signature and message of a stream.
+pub(super) async fn read_head(send: quinn::SendStream, mut recv: quinn::RecvStream) -> Result<Incoming, HeadError> {
+    let mut collector = connect::Collector::default();
+    let collected = async {
+        let mut signature = None;
+        loop {
+            let chunk = recv.read_chunk(usize::MAX, true).await.map_err(super::StreamError::from)?;
+            let Some(chunk) = chunk else { return Err(HeadError::Stream(super::StreamError::Closed)) };
+            collector.push(chunk.bytes);
+            if signature.is_none() {
+                signature = collector.signature()?;
+            }
+            match signature {
+                Some(connect::Signature::Rpc) => return Ok(None),
+                Some(connect::Signature::Data) => {
+                    if let Some(whole) = collector.message()? {
+                        return Ok(Some(whole));
+                    }
+                }
+                None => {}
+            }
+        }
+    };
+    let collected = tokio::time::timeout(HEAD_LIMIT, collected).await.unwrap_or(Err(HeadError::TimedOut));
+    match collected {
+        Ok(Some((message, rest))) => match connect::decode_request(&message) {
+            Ok(head) => Ok(Incoming::Visitor { head, responder: Responder::quic(send), recv: Recv::quic(rest, recv) }),
+            Err(error) => {
+                Responder::quic(send).fail(&error.to_string(), false).await;
+                Err(error.into())
+            }
+        },
+        Ok(None) => Ok(Incoming::Rpc {
+            recv: Recv::quic(collector.into_rest(connect::RPC_SIGNATURE.len()), recv),
+            send: Send::quic(send),
+        }),
+        Err(HeadError::Wire(error @ (wire::Error::Message(_) | wire::Error::TooLarge(_)))) => {
+            Responder::quic(send).fail(&error.to_string(), false).await;
+            Err(error.into())
+        }
+        // Dropping both halves sends RESET_STREAM(0) and STOP_SENDING(0).
+        Err(error) => {
+            drop(Send::quic(send));
+            Err(error)
+        }
+    }
+}

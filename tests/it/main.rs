@@ -1,0 +1,13 @@
+#![allow(clippy::unwrap_used)]
+
+mod config_cases;
+mod config_file;
+mod config_layers;
+mod config_remote;
+mod config_secrets;
+mod config_values;
+mod credentials_cases;
+mod credentials_source;
+mod ingress_table;
+mod socks;
+mod websocket_frames;

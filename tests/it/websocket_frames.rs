@@ -1,0 +1,207 @@
+//! The framing of WebSockets that end in the connector.
+
+mod boundary;
+mod peer;
+mod rules;
+mod stream;
+
+use adit::proxy::frames::{Decoder, Encoder, Event, MAX_CONTROL, MAX_HEADER, Opcode, ProtocolError, Role, accept_key};
+use bytes::Bytes;
+use serde::Deserialize;
+
+const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+
+fn client() -> Encoder {
+    Encoder::client(|| MASK)
+}
+
+/// A frame with any first byte, masked as a client's.
+fn raw(first: u8, payload: &[u8]) -> Vec<u8> {
+    let header = client().header(Opcode::Binary, true, payload.len());
+    let mut frame = header.to_vec();
+    frame[0] = first;
+    let at = frame.len();
+    frame.extend_from_slice(payload);
+    header.mask(0, &mut frame[at..]);
+    frame
+}
+
+/// Everything a decoder says about these bytes in these pieces, and how it ends.
+fn decode(role: Role, pieces: &[&[u8]]) -> (Vec<Event>, Option<ProtocolError>) {
+    let mut decoder = Decoder::new(role);
+    let mut events = Vec::new();
+    for piece in pieces {
+        decoder.push(Bytes::copy_from_slice(piece));
+        loop {
+            match decoder.next() {
+                Err(error) => return (events, Some(error)),
+                Ok(None) => break,
+                Ok(Some(event)) => events.push(event),
+            }
+        }
+        assert!(decoder.held() <= MAX_HEADER.max(MAX_CONTROL), "{} bytes held", decoder.held());
+    }
+    (events, None)
+}
+
+/// Joins the pieces of each message: what remains does not depend on how the bytes were cut.
+#[derive(Debug, Eq, PartialEq)]
+enum Said {
+    Close(Option<u16>, String),
+    Message { opcode: Opcode, payload: Vec<u8>, whole: bool },
+    Ping(Vec<u8>),
+    Pong(Vec<u8>),
+}
+
+fn join(events: Vec<Event>) -> Vec<Said> {
+    let mut said = Vec::new();
+    // Where the message under way is: control frames may stand between its frames.
+    let mut open = None;
+    for event in events {
+        match event {
+            Event::Close { code, reason } => said.push(Said::Close(code, reason)),
+            Event::Data(data) => {
+                assert_eq!(data.first, open.is_none(), "only the first piece of a message says so");
+                let at = *open.get_or_insert_with(|| {
+                    said.push(Said::Message { opcode: data.opcode, payload: Vec::new(), whole: false });
+                    said.len() - 1
+                });
+                let Said::Message { opcode, payload, whole } = &mut said[at] else { unreachable!() };
+                assert_eq!(*opcode, data.opcode);
+                payload.extend_from_slice(&data.payload);
+                if data.last {
+                    *whole = true;
+                    open = None;
+                }
+            }
+            Event::Ping(payload) => said.push(Said::Ping(payload.to_vec())),
+            Event::Pong(payload) => said.push(Said::Pong(payload.to_vec())),
+        }
+    }
+    said
+}
+
+fn message(opcode: Opcode, payload: &[u8]) -> Said {
+    Said::Message { opcode, payload: payload.to_vec(), whole: true }
+}
+
+#[test]
+fn accept_keys_are_the_ones_observed() {
+    #[derive(Deserialize)]
+    struct Case {
+        id: String,
+        key: String,
+        accept: String,
+    }
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../data/ws_accept_key.json")).unwrap();
+    assert_eq!(cases.len(), 2);
+    for case in cases {
+        assert_eq!(accept_key(case.key.as_bytes()), case.accept, "{}", case.id);
+    }
+}
+
+#[test]
+fn what_a_visitor_sends_arrives_whole_and_is_answered() {
+    #[derive(Deserialize)]
+    struct Case {
+        id: String,
+        send: Send,
+        delivered: Option<usize>,
+        reply: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Send {
+        op: String,
+        len: Option<usize>,
+        payload: Option<String>,
+        code: Option<u16>,
+    }
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../data/ws_tcp.json")).unwrap();
+    assert_eq!(cases.len(), 7);
+    for Case { id, send, delivered, reply } in cases {
+        let payload = send.payload.unwrap_or_default().into_bytes();
+        let sent = match send.op.as_str() {
+            "binary" => raw(0x82, &vec![7; send.len.unwrap()]),
+            "text" => raw(0x81, &vec![b'x'; send.len.unwrap()]),
+            "ping" => raw(0x89, &payload),
+            _ => client().close(send.code, "").to_vec(),
+        };
+        let (events, error) = decode(Role::Server, &[&sent]);
+        assert_eq!(error, None, "{id}");
+        match (&join(events)[..], delivered, reply.as_deref()) {
+            ([Said::Message { payload, whole: true, .. }], Some(length), None) => {
+                assert_eq!(payload.len(), length, "{id}");
+            }
+            ([Said::Ping(got)], None, Some("pong")) => {
+                assert_eq!(Encoder::server().pong(got)[..], [&[0x8a, 4][..], &payload].concat(), "{id}");
+            }
+            ([Said::Close(code, reason)], None, Some("close")) => {
+                assert_eq!(Encoder::server().close(*code, reason)[..], [0x88, 2, 0x03, 0xe8], "{id}");
+            }
+            (said, ..) => panic!("{id}: {said:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_examples_of_the_rfc_are_read() {
+    // RFC 6455 §5.7.
+    let hello = message(Opcode::Text, b"Hello");
+    let (events, _) = decode(Role::Client, &[&[0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]]);
+    assert_eq!(join(events), [hello]);
+    let (events, _) = decode(Role::Server, &[&[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]]);
+    assert_eq!(join(events), [message(Opcode::Text, b"Hello")]);
+    let (events, _) = decode(Role::Client, &[&[0x01, 0x03, 0x48, 0x65, 0x6c], &[0x80, 0x02, 0x6c, 0x6f]]);
+    assert_eq!(join(events), [message(Opcode::Text, b"Hello")]);
+    let (events, _) = decode(Role::Server, &[&[0x8a, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]]);
+    assert_eq!(join(events), [Said::Pong(b"Hello".to_vec())]);
+}
+
+#[test]
+fn lengths_take_their_shortest_form() {
+    let server = Encoder::server();
+    for (length, header) in [
+        (0, &[0x82, 0][..]),
+        (125, &[0x82, 125]),
+        (126, &[0x82, 126, 0, 126]),
+        (0xffff, &[0x82, 126, 0xff, 0xff]),
+        (0x1_0000, &[0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
+        (usize::MAX, &[0x82, 127, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+    ] {
+        assert_eq!(server.header(Opcode::Binary, true, length)[..], *header, "{length}");
+        let masked = client().header(Opcode::Binary, true, length);
+        assert_eq!(masked[1], header[1] | 0x80);
+        assert_eq!(masked[header.len()..], MASK);
+    }
+    assert_eq!(server.header(Opcode::Continuation, false, 0)[0], 0x00);
+    assert_eq!(server.header(Opcode::Text, false, 0)[0], 0x01);
+}
+
+#[test]
+fn a_length_in_a_longer_form_than_needed_is_taken() {
+    let (events, error) = decode(Role::Client, &[&[0x82, 127, 0, 0, 0, 0, 0, 0, 0, 2, b'h', b'i']]);
+    assert_eq!((join(events), error), (vec![message(Opcode::Binary, b"hi")], None));
+}
+
+#[test]
+fn a_close_code_that_may_not_be_sent_is_left_out() {
+    for code in [None, Some(1005), Some(1006), Some(1015), Some(0)] {
+        assert_eq!(Encoder::server().close(code, "reason")[..], [0x88, 0]);
+    }
+}
+
+#[test]
+fn a_long_close_reason_is_cut_at_a_character() {
+    let frame = Encoder::server().close(Some(1001), &format!("a{}", "é".repeat(100)));
+    // 123 bytes hold the `a` and 61 characters of two bytes.
+    assert_eq!(frame.len(), 2 + 2 + 1 + 61 * 2);
+    let said = join(decode(Role::Client, &[&frame]).0);
+    assert_eq!(said, [Said::Close(Some(1001), format!("a{}", "é".repeat(61)))]);
+}
+
+#[test]
+fn a_pong_is_cut_to_what_a_control_frame_holds() {
+    assert_eq!(Encoder::server().pong(&[5; 200])[..2], [0x8a, 125]);
+    assert_eq!(Encoder::server().pong(&[5; 200]).len(), 127);
+    assert_eq!(Encoder::server().ping()[..], [0x89, 0]);
+}
