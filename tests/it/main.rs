@@ -1,4 +1,6 @@
-#![allow(clippy::unwrap_used)]
+//! The integration tests, in one binary.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::or_fun_call, reason = "a test that fails says why by panicking")]
 
 mod config_cases;
 mod config_file;
