@@ -21,7 +21,6 @@ use tokio::net::{TcpStream, UnixListener};
 
 use crate::{
     app::ConnectorApp,
-    cli::say,
     config::{Flags, parse_file},
     edge::{Edge, EdgeConfig, state::StateDir},
     shutdown::Tasks,
@@ -38,15 +37,15 @@ type Seen = Arc<Mutex<Option<HeaderMap>>>;
 /// # Errors
 ///
 /// When a part cannot start.
-pub async fn run(protocol: &str, once: bool, tasks: &Tasks) -> anyhow::Result<bool> {
+pub async fn run(protocol: &str, once: bool, say: fn(&str), tasks: &Tasks) -> anyhow::Result<bool> {
     let dir = std::env::temp_dir().join(format!("adit-demo-{}", uuid::Uuid::new_v4()));
     std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let outcome = in_folder(&dir, protocol, once, tasks).await;
+    let outcome = in_folder(&dir, protocol, once, say, tasks).await;
     let _ = std::fs::remove_dir_all(&dir);
     outcome
 }
 
-async fn in_folder(dir: &Path, protocol: &str, once: bool, tasks: &Tasks) -> anyhow::Result<bool> {
+async fn in_folder(dir: &Path, protocol: &str, once: bool, say: fn(&str), tasks: &Tasks) -> anyhow::Result<bool> {
     let seen = Seen::default();
     let socket = dir.join("service.sock");
     let listener = UnixListener::bind(&socket).context("the service's socket")?;
@@ -91,7 +90,7 @@ async fn in_folder(dir: &Path, protocol: &str, once: bool, tasks: &Tasks) -> any
     say(&format!("edge       {connectors} (UDP and TCP) for connectors, http://{http} for visitors"));
     say(&format!("connector  4 connections over {transport}, dialled outward; admin http://{admin}"));
     say(&format!("service    {} and no port at all", socket.display()));
-    let proven = prove(http, &seen, &connector.to_string()).await?;
+    let proven = prove(http, &seen, &connector.to_string(), say).await?;
     if once {
         say(if proven { "proven" } else { "NOT proven" });
         tasks.drain();
@@ -109,7 +108,7 @@ async fn in_folder(dir: &Path, protocol: &str, once: bool, tasks: &Tasks) -> any
 }
 
 /// One request, and a check of every hop.
-async fn prove(http: SocketAddr, seen: &Seen, connector: &str) -> anyhow::Result<bool> {
+async fn prove(http: SocketAddr, seen: &Seen, connector: &str, say: fn(&str)) -> anyhow::Result<bool> {
     let nonce = uuid::Uuid::new_v4().to_string();
     let request = async {
         let stream = TcpStream::connect(http).await?;

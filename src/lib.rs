@@ -29,21 +29,27 @@ pub mod secrets;
 // 3: bytes into keys
 pub mod tls;
 
-// 4: the two ends of the connector, strangers to each other
-pub mod origin;
+// 4: connections to an edge and the streams on them
 pub mod transport;
 
-// 5: joins them
+// 5: services; a request body is the visitor's half of a stream
+pub mod origin;
+
+// 6: rule, stream and service come together
 pub mod proxy;
 
-// 6: the two programs, strangers to each other
+// 7: the two programs, strangers to each other
 pub mod connector;
 pub mod edge;
 
-// 7: shows them
+// 8: shows them
 pub mod admin;
 
-// 8: knows all
+// 9: the composition root
 pub mod app;
-pub mod cli;
+
+// 10: all of it on one machine
 pub mod demo;
+
+// 11: commands
+pub mod cli;

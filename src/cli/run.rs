@@ -8,7 +8,7 @@ use tokio::{
 };
 use tracing::Level;
 
-use super::{Outcome, complain, env, search};
+use super::{Outcome, complain, env, say, search};
 use crate::{
     app::ConnectorApp,
     config::{Config, Flags, LogFormat, LogLevel, SecretSource, load},
@@ -74,7 +74,7 @@ pub(super) fn demo(once: bool, protocol: &str) -> Outcome {
     with_runtime(None, async move {
         let tasks = Tasks::new();
         drain_on_signal(&tasks);
-        match demo::run(&protocol, once, &tasks).await {
+        match demo::run(&protocol, once, say, &tasks).await {
             Ok(true) => Outcome::Done,
             Ok(false) => Outcome::Failed,
             Err(error) => {

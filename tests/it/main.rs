@@ -1,6 +1,11 @@
 //! The integration tests, in one binary.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::or_fun_call, reason = "a test that fails says why by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::or_fun_call,
+    reason = "a test that fails says why by panicking"
+)]
 
 mod config_cases;
 mod config_file;
@@ -11,5 +16,6 @@ mod config_values;
 mod credentials_cases;
 mod credentials_source;
 mod ingress_table;
+mod layers;
 mod socks;
 mod websocket_frames;
