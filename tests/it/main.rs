@@ -7,6 +7,7 @@
     reason = "a test that fails says why by panicking"
 )]
 
+mod cloudflared;
 mod config_cases;
 mod config_file;
 mod config_layers;
