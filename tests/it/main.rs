@@ -16,6 +16,8 @@ mod config_secrets;
 mod config_values;
 mod credentials_cases;
 mod credentials_source;
+mod harness;
+mod http;
 mod ingress_table;
 mod layers;
 mod socks;

@@ -1,0 +1,344 @@
+//! An edge, a connector and whatever service a test wants, in the test's own runtime on loopback and free ports.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use adit::{
+    app::ConnectorApp,
+    config::{Flags, parse_file},
+    credentials::Token,
+    edge::{Edge, EdgeConfig, EdgeHandle, state::StateDir},
+    metrics::Metrics,
+    shutdown::Tasks,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+/// Everything is on this machine; what takes longer is stuck.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// Which transport a test runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    Quic,
+    Http2,
+}
+
+impl Over {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Http2 => "http2",
+        }
+    }
+}
+
+/// Makes two tests of one: `over_both! { name => body_fn }` calls `body_fn(Over)` under a deadline.
+macro_rules! over_both {
+    ($($name:ident => $body:expr),+ $(,)?) => {$(
+        mod $name {
+            #[allow(unused_imports, reason = "bodies differ")]
+            use super::*;
+
+            #[tokio::test]
+            async fn over_quic() {
+                $crate::harness::in_time($body($crate::harness::Over::Quic)).await;
+            }
+
+            #[tokio::test]
+            async fn over_http2() {
+                $crate::harness::in_time($body($crate::harness::Over::Http2)).await;
+            }
+        }
+    )+};
+}
+pub(crate) use over_both;
+
+/// A test that hangs fails.
+pub(crate) async fn in_time(test: impl Future<Output = ()>) {
+    tokio::time::timeout(LIMIT * 3, test).await.expect("the test hangs");
+}
+
+/// An edge with one tunnel and a connector of it.
+pub(crate) struct Lab {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) state: StateDir,
+    pub(crate) token: Token,
+    /// For visitors in clear.
+    pub(crate) http: SocketAddr,
+    /// For visitors over TLS, with certificates of the edge's own authority.
+    pub(crate) https: SocketAddr,
+    /// For connectors.
+    pub(crate) connectors: SocketAddr,
+    /// The connector's admin address.
+    pub(crate) admin: SocketAddr,
+    pub(crate) connector_id: uuid::Uuid,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) edge: EdgeHandle,
+    pub(crate) edge_tasks: Tasks,
+    /// Draining these is SIGTERM to the connector.
+    pub(crate) tasks: Tasks,
+    connector: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+/// Hostnames of every lab's tunnel.
+pub(crate) const HOSTS: [&str; 2] = ["web.test", "*.web.test"];
+
+impl Lab {
+    /// One connection, the rules of `yaml` (a whole configuration file).
+    pub(crate) async fn start(over: Over, yaml: &str) -> Self {
+        Self::with(over, yaml, |flags| flags).await
+    }
+
+    /// As [`Lab::start`], with further flags.
+    pub(crate) async fn with(over: Over, yaml: &str, flags: impl FnOnce(Flags) -> Flags) -> Self {
+        let mut lab = Self::edge_only().await;
+        lab.connect(over, yaml, flags).await;
+        let registered = lab.edge.registered(lab.token.tunnel, 1, LIMIT).await;
+        registered.expect("the connector did not register");
+        lab
+    }
+
+    /// An edge whose tunnel has no connector yet.
+    pub(crate) async fn edge_only() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::new(dir.path().join("state"));
+        let token = state.new_token(&HOSTS.map(str::to_owned), None).unwrap();
+        let edge_tasks = Tasks::new();
+        let edge = Edge::bind(EdgeConfig::loopback(state.clone()), edge_tasks.clone()).await.unwrap();
+        let handle = edge.handle();
+        let (http, https) = (edge.http_addr().unwrap(), edge.https_addr().unwrap());
+        let connectors = edge.connector_addr();
+        edge_tasks.spawn(async move { edge.run().await.unwrap() });
+        Self {
+            dir,
+            state,
+            token,
+            http,
+            https,
+            connectors,
+            admin: connectors,
+            connector_id: uuid::Uuid::nil(),
+            metrics: Arc::new(Metrics::new()),
+            edge: handle,
+            edge_tasks,
+            tasks: Tasks::new(),
+            connector: None,
+        }
+    }
+
+    /// Starts the connector; it may not be registered yet. Later flags win over those set here.
+    pub(crate) async fn connect(&mut self, over: Over, yaml: &str, flags: impl FnOnce(Flags) -> Flags) {
+        let base = Flags::default()
+            .with("edge", &self.connectors.to_string())
+            .with("edge-ca", &self.state.ca_path().display().to_string())
+            .with("protocol", over.as_str())
+            .with("token", &self.token.encode())
+            .with("metrics", "127.0.0.1:0")
+            .with("ha-connections", "1");
+        let loaded = parse_file("config.yml", yaml, &flags(base), |_| None).unwrap_or_else(|m| panic!("{m}"));
+        self.tasks = Tasks::new();
+        let app = ConnectorApp::bind(loaded.config, Vec::new(), self.tasks.clone()).await.unwrap();
+        self.admin = app.admin_addr().unwrap();
+        self.connector_id = app.connector_id();
+        self.metrics = app.metrics();
+        #[allow(clippy::disallowed_methods, reason = "its end is awaited by hand")]
+        let connector = tokio::spawn(app.run());
+        self.connector = Some(connector);
+    }
+
+    /// Waits for the connector's own end, after a drain.
+    pub(crate) async fn connector_ended(&mut self) {
+        let connector = self.connector.take().expect("no connector runs");
+        let ended = tokio::time::timeout(LIMIT, connector).await.expect("the connector does not end");
+        ended.unwrap().unwrap();
+    }
+
+    /// Stops everything in good order.
+    pub(crate) async fn finish(mut self) {
+        self.tasks.drain();
+        if self.connector.is_some() {
+            self.connector_ended().await;
+        }
+        self.tasks.finish(Duration::from_secs(1)).await;
+        self.edge_tasks.finish(Duration::from_secs(1)).await;
+    }
+
+    /// A request of a visitor, byte for byte, answered until the edge closes (send `Connection: close`).
+    pub(crate) async fn raw(&self, request: impl AsRef<[u8]>) -> Answer {
+        let mut stream = TcpStream::connect(self.http).await.unwrap();
+        stream.write_all(request.as_ref()).await.unwrap();
+        let mut bytes = Vec::new();
+        tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes)).await.expect("no answer in time").unwrap();
+        Answer::parse(&bytes)
+    }
+
+    /// `GET PATH` for `web.test`.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.raw(format!("GET {path} HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n")).await
+    }
+
+    /// A request with a body and further header lines (each ending in CRLF).
+    pub(crate) async fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+        let mut request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            body.len()
+        )
+        .into_bytes();
+        request.extend_from_slice(body);
+        self.raw(request).await
+    }
+
+    /// `GET PATH` on the connector's admin address.
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.admin).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        Answer::parse(&bytes)
+    }
+}
+
+/// A parsed HTTP/1.1 answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Names as they came.
+    pub(crate) headers: Vec<(String, String)>,
+    /// Chunks joined.
+    pub(crate) body: Vec<u8>,
+    /// Whether the body ended as its framing says.
+    pub(crate) complete: bool,
+}
+
+impl Answer {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or_else(|| {
+            panic!("no head in {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
+        });
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers: Vec<(String, String)> = lines
+            .map(|line| line.split_once(':').unwrap())
+            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+            .collect();
+        let mut answer = Self { status, headers, body: Vec::new(), complete: true };
+        let rest = &bytes[end + 4..];
+        if answer.header("transfer-encoding").is_some_and(|value| value.contains("chunked")) {
+            (answer.body, answer.complete) = unchunk(rest);
+        } else {
+            answer.body = rest.to_vec();
+            let length = answer.header("content-length").and_then(|value| value.parse::<usize>().ok());
+            answer.complete = length.is_none_or(|length| length == rest.len());
+        }
+        answer
+    }
+
+    /// The first value of a header, by name in any case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// Every value of a header.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str()).collect()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The reason of an answer that no service gave.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.header("adit-error")
+    }
+}
+
+fn unchunk(mut rest: &[u8]) -> (Vec<u8>, bool) {
+    let mut body = Vec::new();
+    loop {
+        let Some(end) = rest.windows(2).position(|w| w == b"\r\n") else { return (body, false) };
+        let size = String::from_utf8_lossy(&rest[..end]).into_owned();
+        let Ok(size) = usize::from_str_radix(size.split(';').next().unwrap().trim(), 16) else { return (body, false) };
+        rest = &rest[end + 2..];
+        if size == 0 {
+            return (body, true);
+        }
+        if rest.len() < size + 2 {
+            body.extend_from_slice(rest);
+            return (body, false);
+        }
+        body.extend_from_slice(&rest[..size]);
+        rest = &rest[size + 2..];
+    }
+}
+
+/// A listener that hands every connection to `serve`, until the test's runtime ends.
+pub(crate) async fn service<F>(serve: impl Fn(TcpStream) -> F + Send + Sync + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let tasks = Tasks::new();
+    let tasks_ = tasks.clone();
+    tasks.attend(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tasks_.attend(serve(stream));
+        }
+    });
+    addr
+}
+
+/// Reads one HTTP/1.1 head, up to and with its empty line; what follows stays in the second part.
+pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    loop {
+        if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
+            let rest = bytes.split_off(end + 4);
+            return Some((String::from_utf8_lossy(&bytes).into_owned(), rest));
+        }
+        let mut buffer = [0; 4096];
+        match stream.read(&mut buffer).await {
+            Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
+            _ => return None,
+        }
+    }
+}
+
+/// A service that answers every request on a connection with its own head as body (no request bodies).
+pub(crate) async fn mirror() -> SocketAddr {
+    service(|mut stream| async move {
+        while let Some((head, _)) = read_head(&mut stream).await {
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{head}", head.len());
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+/// A service that sends these bytes for the first request of a connection, and closes.
+pub(crate) async fn canned(answer: impl Into<Vec<u8>>) -> SocketAddr {
+    let answer: Arc<[u8]> = answer.into().into();
+    service(move |mut stream| {
+        let answer = answer.clone();
+        async move {
+            if read_head(&mut stream).await.is_some() {
+                let _ = stream.write_all(&answer).await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    })
+    .await
+}
+
+/// A configuration with one rule for everything.
+pub(crate) fn rule(service: impl std::fmt::Display) -> String {
+    format!("ingress:\n  - service: {service}\n")
+}
