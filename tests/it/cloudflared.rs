@@ -148,8 +148,7 @@ async fn echo_service() -> std::net::SocketAddr {
 
 async fn serves_everything(transport: &str) {
     let (web, echo) = (web_service().await, echo_service().await);
-    let rules =
-        format!("ingress:\n  - hostname: tcp.test\n    service: tcp://{echo}\n  - service: http://{web}\n");
+    let rules = format!("ingress:\n  - hostname: tcp.test\n    service: tcp://{echo}\n  - service: http://{web}\n");
     let pair = Pair::start(transport, &rules).await;
 
     assert_eq!(pair.request("GET", Vec::new()).await, (200, b"GET /some/path?q=%20".to_vec()));

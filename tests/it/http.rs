@@ -20,7 +20,8 @@ async fn forged_tags_are_replaced(over: Over) {
 }
 
 async fn a_service_does_not_speak_for_adit(over: Over) {
-    let service = canned("HTTP/1.1 200 OK\r\nAdit-Error: x\r\nCf-Int-A: x\r\nX-A: 1\r\nX-A: 2\r\nContent-Length: 0\r\n\r\n");
+    let service =
+        canned("HTTP/1.1 200 OK\r\nAdit-Error: x\r\nCf-Int-A: x\r\nX-A: 1\r\nX-A: 2\r\nContent-Length: 0\r\n\r\n");
     let lab = Lab::start(over, &rule(format!("http://{}", service.await))).await;
     let answer = lab.get("/").await;
     assert_eq!((answer.code(), answer.header("cf-int-a")), (None, None));
