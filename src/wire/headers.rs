@@ -86,6 +86,9 @@ pub fn unpack(packed: &[u8]) -> Result<HeaderMap, Error> {
     let mut headers = HeaderMap::new();
     for pair in packed.split(|&b| b == b';').filter(|pair| !pair.is_empty()) {
         let (name, value) = split_pair(pair)?;
+        if name.is_empty() {
+            continue;
+        }
         let name = HeaderName::from_bytes(&name).map_err(|_| Error::Http("header name"))?;
         let value =
             HeaderValue::from_maybe_shared(bytes::Bytes::from(value)).map_err(|_| Error::Http("header value"))?;

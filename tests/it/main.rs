@@ -22,3 +22,4 @@ mod ingress_table;
 mod layers;
 mod socks;
 mod websocket_frames;
+mod wire_vectors;
