@@ -22,4 +22,5 @@ mod ingress_table;
 mod layers;
 mod socks;
 mod websocket_frames;
+mod wire_rpc;
 mod wire_vectors;
