@@ -21,6 +21,7 @@ mod http;
 mod ingress_table;
 mod layers;
 mod socks;
+mod volume;
 mod websocket_frames;
 mod wire_rpc;
 mod wire_vectors;
