@@ -202,6 +202,11 @@ impl EdgeHandle {
         self.0.tunnels.borrow().clone()
     }
 
+    /// Follows the tunnels of its state.
+    pub fn tunnels_changed(&self) -> watch::Receiver<Arc<Tunnels>> {
+        self.0.tunnels.subscribe()
+    }
+
     /// Waits until `count` connections of `tunnel` are registered.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
     reason = "a test that fails says why by panicking"
 )]
 
+mod cli;
 mod cloudflared;
 mod config_cases;
 mod config_file;
