@@ -8,7 +8,7 @@ use super::settings::Setting;
 #[rustfmt::skip]
 pub(crate) static SETTINGS: &[Setting] = &[
     plain("config", Path, Command, &[], "Configuration file, instead of the first one found"),
-    plain("token-file", Path, InForce, &["TUNNEL_TOKEN_FILE"], "File with the tunnel token; watched"),
+    plain("token-file", Path, InForce, &["TUNNEL_TOKEN_FILE"], "File with the tunnel token; waited for if missing"),
     plain("token", Secret, InForce, &["TUNNEL_TOKEN"], "Tunnel token (visible to every user of the machine; prefer --token-file)"),
     plain("credentials-file", Path, InForce, &["TUNNEL_CRED_FILE"], "Tunnel credentials in JSON").or(&["cred-file"]),
     plain("credentials-contents", Secret, InForce, &["TUNNEL_CRED_CONTENTS"], "Tunnel credentials in JSON, inline"),
