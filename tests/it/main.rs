@@ -19,6 +19,7 @@ mod credentials_cases;
 mod credentials_source;
 mod harness;
 mod http;
+mod http_errors;
 mod ingress_table;
 mod layers;
 mod socks;
