@@ -317,10 +317,14 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// A visitor's own wish: where `cloudflared access tcp --destination` wants to go behind a bastion.
+const JUMP_DESTINATION: HeaderName = HeaderName::from_static("cf-access-jump-destination");
+
 /// `_` and `-` are one to many services, so both spellings go.
 fn strip_names_of_others(headers: &mut HeaderMap) {
     let spoofed: Vec<HeaderName> = headers
         .keys()
+        .filter(|name| **name != JUMP_DESTINATION)
         .filter(|name| {
             let name = name.as_str().replace('_', "-");
             PREFIXES_OF_OTHERS.iter().any(|prefix| name.starts_with(prefix)) || NAMES_OF_OTHERS.contains(&name.as_str())

@@ -23,6 +23,7 @@ mod http_errors;
 mod ingress_table;
 mod layers;
 mod socks;
+mod streams;
 mod volume;
 mod websocket_frames;
 mod wire_rpc;
