@@ -20,6 +20,7 @@ mod credentials_source;
 mod harness;
 mod http;
 mod http_errors;
+mod https;
 mod ingress_table;
 mod layers;
 mod socks;
