@@ -1,5 +1,7 @@
 //! `edge` and `token`.
 
+mod file;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -25,6 +27,9 @@ const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[derive(Debug, Args)]
 pub(super) struct EdgeArgs {
+    /// File with visitors' certificates: `certificates: [ { hostnames: […], certificate: F, key: F } ]`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Folder with ca.pem, ca.key and tunnels.yml; what is missing is created
     #[arg(long, value_name = "DIR", default_value = "/var/lib/adit-edge")]
     state: PathBuf,
@@ -87,12 +92,19 @@ pub(super) fn run(args: EdgeArgs) -> Outcome {
         (None, None) => Some(SocketAddr::new(EVERYWHERE, 8080)),
         (http, _) => http,
     };
+    let certificates = match args.config.as_deref().map(file::read).transpose() {
+        Ok(certificates) => certificates.unwrap_or_default(),
+        Err(error) => {
+            complain(&format!("adit edge: {error}"));
+            return Outcome::Usage;
+        }
+    };
     let config = EdgeConfig {
         state: StateDir::new(args.state),
         listen: args.listen,
         http,
         https: args.https,
-        certificates: Vec::new(),
+        certificates,
         location: args.location,
     };
     let metrics = args.metrics.map_or(MetricsAddress::Default, MetricsAddress::Fixed);

@@ -245,7 +245,37 @@ async fn visitors_leave(over: Over) {
     lab.finish().await;
 }
 
+async fn broken_upload(over: Over) {
+    let (ended, mut ends) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
+    let (arrived, mut arrivals) = tokio::sync::mpsc::channel::<()>(1);
+    let service = service(move |mut stream| {
+        let (ended, arrived) = (ended.clone(), arrived.clone());
+        async move {
+            let (_, mut body) = read_head(&mut stream).await.unwrap();
+            while !body.windows(5).any(|window| window == b"first") {
+                let mut buffer = [0; 1024];
+                let n = stream.read(&mut buffer).await.unwrap();
+                body.extend_from_slice(&buffer[..n]);
+            }
+            arrived.send(()).await.unwrap();
+            let _ = stream.read_to_end(&mut body).await;
+            ended.send(body).await.unwrap();
+        }
+    })
+    .await;
+    let lab = Lab::start(over, &rule(format!("http://{service}"))).await;
+    let mut visitor = TcpStream::connect(lab.http).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: web.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+    visitor.write_all(head.as_bytes()).await.unwrap();
+    arrivals.recv().await.unwrap();
+    drop(visitor);
+    let body = tokio::time::timeout(Duration::from_secs(10), ends.recv()).await.expect("the request goes on").unwrap();
+    assert!(!body.ends_with(b"0\r\n\r\n"), "half a body looks whole: {}", String::from_utf8_lossy(&body));
+    lab.finish().await;
+}
+
 over_both! {
+    an_upload_that_breaks_off_never_looks_whole => broken_upload,
     a_service_that_is_down_is_unreachable => down,
     a_service_that_speaks_no_http_is_told_apart => garbage,
     a_handshake_that_hangs_is_a_time_out => hanging_handshake,
