@@ -298,38 +298,42 @@ impl H1 {
         websocket: bool,
         give_back: GiveBack,
     ) -> Result<Reply, Unsent> {
-        let Self { sender, connection } = &mut *self;
-        let response = {
-            let mut sent = pin!(sender.try_send_request(request));
-            let mut broken = None;
-            std::future::poll_fn(|cx| {
+        let mut sent = pin!(self.sender.try_send_request(request));
+        let mut this = Some(self);
+        let mut broken = None;
+        let response = std::future::poll_fn(|cx| {
+            if let Poll::Ready(outcome) = sent.as_mut().poll(cx) {
+                return Poll::Ready(outcome);
+            }
+            if let Some(h1) = &mut this
+                && let Poll::Ready(outcome) = h1.connection.poll_without_shutdown(cx)
+            {
                 if let Poll::Ready(outcome) = sent.as_mut().poll(cx) {
                     return Poll::Ready(outcome);
                 }
-                if broken.is_none()
-                    && let Poll::Ready(outcome) = connection.poll_without_shutdown(cx)
-                {
-                    broken = Some(outcome.err());
-                }
-                sent.as_mut().poll(cx)
-            })
-            .await
-            .map_err(|error: TrySendError<_>| {
-                let mut error = error;
-                let unsent = error.take_message();
-                let cause = broken.flatten().unwrap_or_else(|| error.into_error());
-                (cause, unsent)
-            })?
-        };
-        if websocket && response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await.map_err(|error| (error, None))?;
+                // A request that waits in a connection that ended while idle is given back when that is dropped.
+                broken = outcome.err();
+                this = None;
+            }
+            sent.as_mut().poll(cx)
+        })
+        .await
+        .map_err(|mut error: TrySendError<_>| {
+            let unsent = error.take_message();
+            let cause = broken.take().unwrap_or_else(|| error.into_error());
+            (cause, unsent)
+        })?;
+        if websocket
+            && response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some(mut h1) = this.take()
+        {
+            std::future::poll_fn(|cx| h1.connection.poll_without_shutdown(cx)).await.map_err(|error| (error, None))?;
             let (parts, _) = response.into_parts();
-            let Self { connection, .. } = *self;
-            let http1::Parts { io, read_buf, .. } = connection.into_parts();
+            let http1::Parts { io, read_buf, .. } = h1.connection.into_parts();
             return Ok(Reply::Upgraded { head: Response::from_parts(parts, ()), io: io.into_inner(), first: read_buf });
         }
         Ok(Reply::Response(response.map(|incoming| {
-            ReplyBody::Http1(Box::new(Driven { incoming, connection: Some(self), give_back, ended: false }))
+            ReplyBody::Http1(Box::new(Driven { incoming, connection: this, give_back, ended: false }))
         })))
     }
 }

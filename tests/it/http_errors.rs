@@ -1,289 +1,244 @@
-//! What a visitor is told when a service cannot answer.
+//! What a visitor is told when there is no service to answer, or one that fails.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-
-use rcgen::{CertificateParams, Issuer, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use crate::harness::{Lab, Over, canned, mirror, over_both, read_head, rule, service};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, mpsc},
+};
 
-/// An authority of its own, its certificate as PEM, and a service with a leaf of it.
-struct Tls {
-    ca_pem: String,
-    acceptor: tokio_rustls::TlsAcceptor,
+use crate::harness::{Answer, LIMIT, Lab, Over, canned, mirror, over_both, read_head, rule, service};
+
+fn rule_with(service: impl std::fmt::Display, options: &str) -> String {
+    format!("{}    originRequest: {{ {options} }}\n", rule(service))
 }
 
-impl Tls {
-    fn new(name: &str, expired: bool) -> Self {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-        let issuer = Issuer::new(ca, ca_key);
-        let key = KeyPair::generate().unwrap();
-        let mut leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        if expired {
-            leaf.not_before = rcgen::date_time_ymd(2020, 1, 1);
-            leaf.not_after = rcgen::date_time_ymd(2021, 1, 1);
-        }
-        let certificate = leaf.signed_by(&key, &issuer).unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let config = rustls::ServerConfig::builder_with_provider(adit::tls::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        Self { ca_pem, acceptor: tokio_rustls::TlsAcceptor::from(Arc::new(config)) }
-    }
-
-    /// Answers with the server name that was asked for; counts nothing, closes nothing.
-    async fn serve(&self) -> SocketAddr {
-        let acceptor = self.acceptor.clone();
-        service(move |stream| {
-            let acceptor = acceptor.clone();
-            async move {
-                let Ok(mut stream) = acceptor.accept(stream).await else { return };
-                let name = stream.get_ref().1.server_name().unwrap_or("none").to_owned();
-                let mut buffer = [0; 4096];
-                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
-                    stream.write_all(answer.as_bytes()).await.unwrap();
-                }
-            }
-        })
-        .await
-    }
-}
-
-async fn refusal_of(over: Over, rules: &str) -> (u16, Option<String>) {
-    let lab = Lab::start(over, rules).await;
+async fn refused(over: Over, yaml: String, status: u16, code: &str) {
+    let lab = Lab::start(over, &yaml).await;
     let answer = lab.get("/").await;
-    let refusal = (answer.status, answer.code().map(str::to_owned));
+    assert_eq!((answer.status, answer.code()), (status, Some(code)), "{answer:?}");
     lab.finish().await;
-    refusal
 }
 
-fn told(status: u16, code: &str) -> (u16, Option<String>) {
-    (status, Some(code.to_owned()))
+async fn nobody_listens(over: Over) {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    refused(over, rule(format!("http://{gone}")), 502, "origin-unreachable").await;
 }
 
-/// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
-async fn down(over: Over) {
-    assert_eq!(refusal_of(over, &rule(format!("http://{}", nobody().await))).await, told(502, "origin-unreachable"));
-    assert_eq!(refusal_of(over, &rule("unix:/nonexistent/socket")).await, told(502, "origin-unreachable"));
-}
-
-async fn garbage(over: Over) {
-    let service = canned("SSH-2.0-OpenSSH_9.2\r\n").await;
-    assert_eq!(refusal_of(over, &rule(format!("http://{service}"))).await, told(502, "origin-protocol"));
-    let service = canned("").await;
-    assert_eq!(refusal_of(over, &rule(format!("http://{service}"))).await, told(502, "origin-protocol"));
-}
-
-async fn hanging_handshake(over: Over) {
-    let service = service(|mut stream| async move {
-        let mut sink = Vec::new();
-        let _ = stream.read_to_end(&mut sink).await;
-    })
-    .await;
-    let rules = format!("{}    originRequest: {{ tlsTimeout: 300ms }}\n", rule(format!("https://{service}")));
-    assert_eq!(refusal_of(over, &rules).await, told(504, "origin-timeout"));
-    let rules = rules.replace("tlsTimeout: 300ms", "tlsTimeout: 300ms, matchSNItoHost: true");
-    assert_eq!(refusal_of(over, &rules).await, told(504, "origin-timeout"));
-}
-
-async fn tls_failures(over: Over) {
-    let good = Tls::new("localhost", false);
-    let port = good.serve().await.port();
-    let https =
-        |options: &str| format!("{}    originRequest: {{ {options} }}\n", rule(format!("https://localhost:{port}")));
-    assert_eq!(refusal_of(over, &https("")).await, told(526, "origin-untrusted"));
-
+async fn no_socket(over: Over) {
     let dir = tempfile::tempdir().unwrap();
-    let pool = dir.path().join("ca.pem");
-    std::fs::write(&pool, &good.ca_pem).unwrap();
-    let trusting = format!("caPool: {}", pool.display());
-    assert_eq!(refusal_of(over, &https(&trusting)).await, (200, None));
-    assert_eq!(refusal_of(over, &https("noTLSVerify: true")).await, (200, None));
-    let wrong_name = format!("{trusting}, originServerName: other.test");
-    assert_eq!(refusal_of(over, &https(&wrong_name)).await, told(526, "origin-identity"));
-
-    let old = Tls::new("localhost", true);
-    std::fs::write(&pool, &old.ca_pem).unwrap();
-    let rules = rule(format!("https://localhost:{}", old.serve().await.port()));
-    let rules = format!("{rules}    originRequest: {{ {trusting} }}\n");
-    assert_eq!(refusal_of(over, &rules).await, told(526, "origin-expired"));
-
-    let plain = service(|mut stream| async move {
-        let _ = stream.read(&mut [0; 4096]).await;
-        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
-    })
-    .await;
-    assert_eq!(refusal_of(over, &rule(format!("https://{plain}"))).await, told(525, "origin-tls-refused"));
+    let path = dir.path().join("none.sock");
+    refused(over, rule(format!("unix:{}", path.display())), 502, "origin-unreachable").await;
 }
 
-async fn names_are_not_mixed(over: Over) {
-    let tls = Tls::new("web.test", false);
-    let rules = format!(
-        "{}    originRequest: {{ noTLSVerify: true, matchSNItoHost: true }}\n",
-        rule(format!("https://{}", tls.serve().await))
-    );
-    let lab = Lab::start(over, &rules).await;
-    for host in ["web.test", "a.web.test", "web.test", "b.web.test:8443"] {
-        let answer = lab.raw(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
-        assert_eq!(answer.text(), host.split(':').next().unwrap());
-    }
-    lab.finish().await;
+async fn silent_handshake(over: Over) {
+    let silent = service(|mut stream| async move {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    let yaml = rule_with(format!("https://{}", silent.await), "tlsTimeout: 1s");
+    refused(over, yaml, 504, "origin-timeout").await;
 }
 
-async fn death_in_the_middle(over: Over) {
-    for head in ["Content-Length: 1000", "Transfer-Encoding: chunked"] {
-        let lab = Lab::start(
-            over,
-            &rule(format!("http://{}", canned(format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n5\r\nhello")).await)),
-        )
-        .await;
-        let mut visitor = TcpStream::connect(lab.http).await.unwrap();
-        visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut bytes = Vec::new();
-        let outcome = visitor.read_to_end(&mut bytes).await;
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        let whole = outcome.is_ok() && text.starts_with("HTTP/1.1 200") && {
-            let answer = crate::harness::Answer::parse(&bytes);
-            answer.complete
-        };
-        assert!(!whole, "half an answer looks whole: {text}");
-        lab.finish().await;
-    }
+async fn garbage(over: Over, bytes: &'static [u8]) {
+    refused(over, rule(format!("http://{}", canned(bytes).await)), 502, "origin-protocol").await;
 }
 
-async fn access_and_management(over: Over) {
-    let rules = format!(
-        "{}    originRequest: {{ access: {{ required: true, teamName: t, audTag: [a] }} }}\n",
-        rule(format!("http://{}", mirror().await))
-    );
-    assert_eq!(refusal_of(over, &rules).await, told(403, "access-required"));
-    // Inherited, it is enforced just the same.
-    let top = format!(
-        "originRequest:\n  access: {{ required: true, teamName: t, audTag: [a] }}\n{}",
-        rule("http_status:200")
-    );
-    assert_eq!(refusal_of(over, &top).await, told(403, "access-required"));
-    let lab = Lab::with(over, &rule(format!("http://{}", mirror().await)), |flags| {
-        flags.with("management-hostname", "web.test")
-    })
-    .await;
-    assert_eq!(lab.get("/ping").await.status, 404);
-    lab.finish().await;
-}
-
-async fn no_rules_and_no_connector(over: Over) {
-    assert_eq!(refusal_of(over, "{}").await, told(503, "no-configuration"));
-    let lab = Lab::edge_only().await;
-    let answer = lab.get("/").await;
-    assert_eq!((answer.status, answer.code()), (503, Some("no-connection")));
-    let answer = lab.raw("GET / HTTP/1.1\r\nHost: elsewhere.test\r\nConnection: close\r\n\r\n").await;
-    assert_eq!((answer.status, answer.code()), (404, Some("hostname-unknown")));
-    lab.finish().await;
-}
-
-async fn bodies_without_length(over: Over) {
-    let (seen, mut arrivals) = tokio::sync::mpsc::channel(4);
-    let service = service(move |mut stream| {
-        let seen = seen.clone();
+async fn dies_in_the_middle(over: Over, begun: &'static str) {
+    let die = Arc::new(Notify::new());
+    let told = die.clone();
+    let mortal = service(move |mut stream| {
+        let told = told.clone();
         async move {
-            while let Some((head, _)) = read_head(&mut stream).await {
-                seen.send(head.lines().next().unwrap().to_owned()).await.unwrap();
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            read_head(&mut stream).await.unwrap();
+            stream.write_all(begun.as_bytes()).await.unwrap();
+            told.notified().await;
+        }
+    });
+    let lab = Lab::start(over, &rule(format!("http://{}", mortal.await))).await;
+    let mut visitor = TcpStream::connect(lab.http).await.unwrap();
+    visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut bytes = Vec::new();
+    while !bytes.windows(3).any(|seen| seen == b"abc") {
+        assert_ne!(visitor.read_buf(&mut bytes).await.unwrap(), 0, "the answer ended before its service died");
+    }
+    die.notify_one();
+    // A reset is as good as an end: what counts is what came before.
+    let _ = tokio::time::timeout(LIMIT, visitor.read_to_end(&mut bytes)).await.expect("the visitor still waits");
+    let answer = Answer::parse(&bytes);
+    assert_eq!((answer.status, answer.complete), (200, false), "{answer:?}");
+    lab.finish().await;
+}
+
+/// The stream may be reset before its head has left: then nothing, or the edge's own 502, but never a whole 200.
+async fn dies_at_once(over: Over) {
+    let lab = Lab::start(over, &rule(http_of("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").await)).await;
+    let mut visitor = TcpStream::connect(lab.http).await.unwrap();
+    visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut bytes = Vec::new();
+    let _ = tokio::time::timeout(LIMIT, visitor.read_to_end(&mut bytes)).await.expect("the visitor still waits");
+    if !bytes.is_empty() {
+        let answer = Answer::parse(&bytes);
+        assert!(answer.status == 502 || !answer.complete, "{answer:?}");
+    }
+    lab.finish().await;
+}
+
+async fn http_of(answer: &'static str) -> String {
+    format!("http://{}", canned(answer).await)
+}
+
+async fn visitor_leaves(over: Over, answered: bool) {
+    let (asked, mut was_asked) = mpsc::channel(1);
+    let (closed, mut was_closed) = mpsc::channel(1);
+    let slow = service(move |mut stream| {
+        let (asked, closed) = (asked.clone(), closed.clone());
+        async move {
+            read_head(&mut stream).await.unwrap();
+            if answered {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx").await.unwrap();
             }
+            asked.send(()).await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            closed.send(()).await.unwrap();
         }
-    })
-    .await;
-    let rules = format!("{}    originRequest: {{ disableChunkedEncoding: true }}\n", rule(format!("http://{service}")));
-    let lab = Lab::start(over, &rules).await;
-    let inner = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
-    let request = format!(
-        "POST / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n",
-        inner.len()
-    );
-    let answer = lab.raw(request).await;
-    assert_eq!((answer.status, answer.code()), (411, Some("length-required")));
-    assert_eq!(lab.get("/honest").await.status, 200);
-    assert_eq!(arrivals.recv().await.unwrap(), "GET /honest HTTP/1.1", "nothing before it reached the service");
-    lab.finish().await;
-}
-
-async fn visitors_leave(over: Over) {
-    let (left, mut seen) = tokio::sync::mpsc::channel(1);
-    let (arrived, mut arrivals) = tokio::sync::mpsc::channel(1);
-    let service = service(move |mut stream| {
-        let (left, arrived) = (left.clone(), arrived.clone());
-        async move {
-            read_head(&mut stream).await;
-            arrived.send(()).await.unwrap();
-            let n = stream.read(&mut [0; 16]).await.unwrap_or(0);
-            left.send(n).await.unwrap();
-        }
-    })
-    .await;
-    let lab = Lab::start(over, &rule(format!("http://{service}"))).await;
+    });
+    let lab = Lab::start(over, &rule(format!("http://{}", slow.await))).await;
     let mut visitor = TcpStream::connect(lab.http).await.unwrap();
     visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();
-    arrivals.recv().await.unwrap();
+    tokio::time::timeout(LIMIT, was_asked.recv()).await.expect("the service was not asked").unwrap();
+    if answered {
+        // The answer has begun on the visitor's side too.
+        assert_ne!(visitor.read(&mut [0; 512]).await.unwrap(), 0);
+    }
     drop(visitor);
-    let closed = tokio::time::timeout(Duration::from_secs(10), seen.recv()).await.expect("the request goes on");
-    assert_eq!(closed, Some(0));
+    tokio::time::timeout(LIMIT, was_closed.recv()).await.expect("the service still waits").unwrap();
     lab.finish().await;
 }
 
-async fn broken_upload(over: Over) {
-    let (ended, mut ends) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
-    let (arrived, mut arrivals) = tokio::sync::mpsc::channel::<()>(1);
-    let service = service(move |mut stream| {
-        let (ended, arrived) = (ended.clone(), arrived.clone());
-        async move {
-            let (_, mut body) = read_head(&mut stream).await.unwrap();
-            while !body.windows(5).any(|window| window == b"first") {
-                let mut buffer = [0; 1024];
-                let n = stream.read(&mut buffer).await.unwrap();
-                body.extend_from_slice(&buffer[..n]);
-            }
-            arrived.send(()).await.unwrap();
-            let _ = stream.read_to_end(&mut body).await;
-            ended.send(body).await.unwrap();
-        }
-    })
-    .await;
-    let lab = Lab::start(over, &rule(format!("http://{service}"))).await;
-    let mut visitor = TcpStream::connect(lab.http).await.unwrap();
-    let head = "POST / HTTP/1.1\r\nHost: web.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
-    visitor.write_all(head.as_bytes()).await.unwrap();
-    arrivals.recv().await.unwrap();
-    drop(visitor);
-    let body = tokio::time::timeout(Duration::from_secs(10), ends.recv()).await.expect("the request goes on").unwrap();
-    assert!(!body.ends_with(b"0\r\n\r\n"), "half a body looks whole: {}", String::from_utf8_lossy(&body));
+async fn length_required(over: Over) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let watched = service(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async {}
+    });
+    let lab = Lab::start(over, &rule_with(format!("http://{}", watched.await), "disableChunkedEncoding: true")).await;
+    let request = "POST / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\nabc\r\n0\r\n\r\n";
+    let answer = lab.raw(request).await;
+    assert_eq!((answer.status, answer.code()), (411, Some("length-required")));
+    assert_eq!(connections.load(Ordering::SeqCst), 0, "the service was asked");
     lab.finish().await;
+}
+
+async fn known_length_without_chunks(over: Over) {
+    let yaml = rule_with(format!("http://{}", mirror().await), "disableChunkedEncoding: true");
+    let lab = Lab::start(over, &yaml).await;
+    let seen = lab.send("POST", "/", "", b"").await.text();
+    assert!(seen.contains("Content-Length: 0\r\n"), "{seen}");
+    lab.finish().await;
+}
+
+async fn fixed_status(over: Over) {
+    let lab = Lab::start(over, &rule("http_status:418")).await;
+    let answer = lab.get("/").await;
+    assert_eq!((answer.status, answer.code(), answer.body.len()), (418, None, 0));
+    lab.finish().await;
+}
+
+async fn access_required(over: Over) {
+    let reached = Arc::new(AtomicUsize::new(0));
+    let counted = reached.clone();
+    let watched = service(move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async {}
+    });
+    let access = "access: { required: true, teamName: team, audTag: [aud] }";
+    refused(over, rule_with(format!("http://{}", watched.await), access), 403, "access-required").await;
+    assert_eq!(reached.load(Ordering::SeqCst), 0, "the service was asked");
+}
+
+async fn management(over: Over) {
+    let yaml = rule(format!("http://{}", mirror().await));
+    let lab = Lab::with(over, &yaml, |flags| flags.with("management-hostname", "Management.web.test")).await;
+    let answer = lab.raw("GET / HTTP/1.1\r\nHost: management.web.test\r\nConnection: close\r\n\r\n").await;
+    assert_eq!((answer.status, answer.code()), (404, Some("not-found")));
+    // Another name of the tunnel is served.
+    assert_eq!(lab.get("/").await.status, 200);
+    lab.finish().await;
+}
+
+async fn no_rules(over: Over) {
+    refused(over, String::new(), 503, "no-configuration").await;
+}
+
+async fn unknown_hostname(over: Over) {
+    let lab = Lab::start(over, &rule("http_status:200")).await;
+    for host in ["other.test", "test", "web.test.other.test", "xweb.test"] {
+        let answer = lab.raw(format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        assert_eq!((answer.status, answer.code()), (404, Some("hostname-unknown")), "{host}");
+    }
+    lab.finish().await;
+}
+
+async fn no_connector(over: Over) {
+    let mut lab = Lab::edge_only().await;
+    let answer = lab.get("/").await;
+    assert_eq!((answer.status, answer.code()), (503, Some("no-connection")));
+    lab.connect(over, &rule("http_status:200"), |flags| flags).await;
+    lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.unwrap();
+    assert_eq!(lab.get("/").await.status, 200);
+    lab.finish().await;
+}
+
+/// A listener whose queue is full: connections to it are neither accepted nor refused.
+async fn full_listener() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    // The kernel's own rounding decides how many fit; one that does not connect at once proves that it is full.
+    while let Ok(stream) = tokio::time::timeout(std::time::Duration::from_millis(300), TcpStream::connect(addr)).await {
+        waiting.push(stream.unwrap());
+        assert!(waiting.len() < 100, "the queue never fills");
+    }
+    (listener, waiting, addr)
+}
+
+async fn silent_address(over: Over) {
+    let (_listener, _waiting, addr) = full_listener().await;
+    refused(over, rule_with(format!("http://{addr}"), "connectTimeout: 1s"), 504, "origin-timeout").await;
 }
 
 over_both! {
-    an_upload_that_breaks_off_never_looks_whole => broken_upload,
-    a_service_that_is_down_is_unreachable => down,
-    a_service_that_speaks_no_http_is_told_apart => garbage,
-    a_handshake_that_hangs_is_a_time_out => hanging_handshake,
-    failures_of_tls_are_told_apart => tls_failures,
-    a_connection_verified_for_one_name_serves_no_other => names_are_not_mixed,
-    an_answer_that_breaks_off_never_looks_whole => death_in_the_middle,
-    access_refuses_while_it_cannot_be_checked_and_management_reaches_no_rule => access_and_management,
-    without_rules_or_connector_the_reason_is_told => no_rules_and_no_connector,
-    a_body_without_length_is_refused_where_chunks_are_forbidden => bodies_without_length,
-    a_visitor_who_leaves_cancels_the_request => visitors_leave,
+    a_service_that_is_down_is_unreachable => nobody_listens,
+    a_socket_file_that_does_not_exist_is_unreachable => no_socket,
+    a_service_that_does_not_accept_within_connect_timeout_times_out => silent_address,
+    a_service_that_never_answers_the_handshake_times_out => silent_handshake,
+    an_answer_that_is_not_http_is_a_protocol_error => |over| garbage(over, b"SSH-2.0-OpenSSH_9.9\r\n\r\n"),
+    a_service_that_hangs_up_without_an_answer_is_a_protocol_error => |over| garbage(over, b""),
+    a_service_that_dies_in_its_head_is_a_protocol_error => |over| garbage(over, b"HTTP/1.1 200 OK\r\nX-A: "),
+    a_body_shorter_than_its_length_never_looks_complete =>
+        |over| dies_in_the_middle(over, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc"),
+    a_chunked_body_without_its_end_never_looks_complete =>
+        |over| dies_in_the_middle(over, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"),
+    a_service_that_dies_at_once_never_looks_complete => dies_at_once,
+    a_visitor_who_leaves_before_the_answer_closes_the_services_connection => |over| visitor_leaves(over, false),
+    a_visitor_who_leaves_during_the_answer_closes_the_services_connection => |over| visitor_leaves(over, true),
+    a_body_of_unknown_length_is_refused_where_chunks_are_forbidden => length_required,
+    a_body_of_known_length_passes_where_chunks_are_forbidden => known_length_without_chunks,
+    http_status_answers_without_a_service => fixed_status,
+    a_rule_that_demands_access_refuses_everybody => access_required,
+    the_management_hostname_reaches_no_rule => management,
+    without_rules_there_is_no_configuration => no_rules,
+    a_hostname_of_no_tunnel_is_unknown => unknown_hostname,
+    a_tunnel_without_a_connector_has_no_connection => no_connector,
 }
