@@ -245,3 +245,60 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
 async fn write(send: &mut Send, data: Bytes, last: bool) -> Result<(), crate::transport::StreamError> {
     if data.is_empty() && !last { Ok(()) } else { send.write(data, last).await }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        config::{Flags, WarpRouting, parse_file},
+        metrics::Metrics,
+        proxy::Routes,
+        wire::{connect::root_target, headers::TRACE_ID},
+    };
+
+    #[test]
+    fn a_request_leaves_with_our_tag_alone_and_without_headers_of_one_hop() {
+        let file = "ingress: [ { service: \"http://localhost:1\", originRequest: { httpHostHeader: inner } } ]";
+        let config = parse_file("f", file, &Flags::default(), |_| None).unwrap().config;
+        let metrics = Arc::new(Metrics::new());
+        let routes = Routes::new(config.ingress, WarpRouting::default(), -1, &metrics, &Arc::from([])).unwrap();
+        let routes = Arc::new(routes);
+        let tag = HeaderName::from_static("cf-warp-tag-id");
+        let proxy = Proxy {
+            routes: watch::channel(routes.clone()).1,
+            metrics,
+            tags: vec![(tag.clone(), HeaderValue::from_static("ours"))],
+            management_hostname: String::new(),
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("cf-warp-tag-id", "forged"), ("connection", "x-hop, host"), ("x-hop", "1"), ("te", "gzip"), ("x", "kept")]
+        {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let head = RequestHead {
+            websocket: false,
+            method: Method::GET,
+            host: HeaderValue::from_static("visited"),
+            target: root_target(),
+            headers,
+            body: BodyLength::None,
+        };
+        let route = routes.find("visited", "/").unwrap().1;
+        let host = route.host_header.clone().unwrap();
+        let request = to_service(head, host, RequestBody::Empty, &proxy, route, false);
+        let sent = request.headers();
+        assert_eq!(sent.get_all(&tag).iter().collect::<Vec<_>>(), ["ours"]);
+        assert_eq!(
+            (&sent["host"], &sent["x-forwarded-host"], &sent["x"]),
+            (&"inner".parse().unwrap(), &"visited".parse().unwrap(), &"kept".parse().unwrap())
+        );
+        for gone in ["connection", "x-hop", "te", TRACE_ID.as_str()] {
+            assert!(!sent.contains_key(gone), "{gone}");
+        }
+    }
+}

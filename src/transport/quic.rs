@@ -36,7 +36,7 @@ pub struct QuicOptions {
 
 impl Default for QuicOptions {
     fn default() -> Self {
-        Self { bind: None, port: 0, discover_mtu: true, connection_window: 30 << 20, stream_window: 6 << 20 }
+        Self { bind: None, port: 0, discover_mtu: true, connection_window: 30 << 20, stream_window: 2 << 20 }
     }
 }
 

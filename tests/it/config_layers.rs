@@ -86,7 +86,8 @@ fn defaults_are_those_of_cloudflared() {
     assert_eq!(config.rpc_timeout, Duration::from_secs(5));
     assert_eq!(config.grace_period, Duration::from_secs(30));
     assert_eq!(config.metrics, MetricsAddress::Default);
-    assert_eq!((config.quic.connection_window, config.quic.stream_window), (31_457_280, 6_291_456));
+    // The stream window does not grow, so it starts between the peer's first (512 KiB) and last (6 MiB) value.
+    assert_eq!((config.quic.connection_window, config.quic.stream_window), (31_457_280, 2 << 20));
     assert_eq!((config.loglevel, config.output), (LogLevel::Info, LogFormat::Text));
     assert_eq!(config.management_hostname, "management.argotunnel.com");
     assert_eq!(config.write_stream_timeout, None);
