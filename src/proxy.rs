@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::{
     code::{ADIT_ERROR, Code},
+    config::normal_host,
     metrics::Metrics,
     origin::Origin,
     transport::{Recv, Responder, Transport},
@@ -74,7 +75,7 @@ async fn request(
     let Ok(host) = head.host.to_str() else {
         return refuse(record, responder, Code::RequestInvalid).await;
     };
-    if host.eq_ignore_ascii_case(&proxy.management_hostname) {
+    if normal_host(host) == proxy.management_hostname {
         // The management service is not built; its requests must not reach a rule.
         return refuse(record, responder, Code::NotFound).await;
     }
