@@ -14,9 +14,10 @@ pub mod session;
 pub mod state;
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -95,6 +96,7 @@ pub(crate) struct Shared {
     pub(crate) state: StateDir,
     pub(crate) tunnels: watch::Sender<Arc<Tunnels>>,
     pub(crate) registry: Registry,
+    pub(crate) rules: Mutex<HashMap<Uuid, follow::Rules>>,
     pub(crate) rpc: RpcThread,
     pub(crate) tasks: Tasks,
     pub(crate) location: String,
@@ -137,6 +139,7 @@ impl Edge {
             state: config.state,
             tunnels,
             registry: Registry::default(),
+            rules: Mutex::default(),
             rpc: RpcThread::new(),
             tasks,
             location: config.location,

@@ -84,9 +84,7 @@ async fn register(shared: &Arc<Shared>, link: Link, incoming: &mut mpsc::Receive
         "connection registered"
     );
     shared.registry.add(session.clone());
-    if tunnel.config.is_some() {
-        follow::push_to(shared, &tunnel, &session);
-    }
+    follow::push_rules(shared, &tunnel, Some(&session));
     Some(session)
 }
 

@@ -2,13 +2,14 @@
 
 use std::{
     path::Path,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use notify::Watcher;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::{Shared, session::Session, state::Tunnel};
 use crate::config;
@@ -31,8 +32,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<(), notify::Error> {
     shared.tasks.spawn(async move {
         let _watcher = watcher;
         let draining = shared_.tasks.draining();
-        let mut rules = RulesSeen::default();
-        rules.push_changes(&shared_);
+        push_changes(&shared_);
         loop {
             tokio::select! {
                 Some(()) = changed.recv() => {
@@ -42,7 +42,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<(), notify::Error> {
                 () = draining.cancelled() => return,
             }
             reread(&shared_);
-            rules.push_changes(&shared_);
+            push_changes(&shared_);
         }
     });
     Ok(())
@@ -79,15 +79,17 @@ fn retire_strangers(shared: &Shared) {
     }
 }
 
-/// The rules of a tunnel with their version.
-struct Rules {
+/// The rules of a tunnel as they were last read, with their version.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
     version: i32,
     json: Bytes,
 }
 
-/// Reads a tunnel's rules. The version is the file's modification time in seconds, so that replicas of an edge agree
-/// without talking, and a later file has a higher one.
-fn read_rules(shared: &Shared, file: &Path) -> Result<Rules, String> {
+/// Reads a tunnel's rules, and says whether they differ from those read before. The version is the file's
+/// modification time in seconds, so that replicas of an edge agree without talking; rules that change within a second,
+/// or into an older file, still get a higher one, since connectors take nothing else.
+fn read_rules(shared: &Shared, tunnel: Uuid, file: &Path) -> Result<(Rules, bool), String> {
     let path = shared.state.path().join(file);
     let shown = path.display();
     let modified =
@@ -100,7 +102,17 @@ fn read_rules(shared: &Shared, file: &Path) -> Result<Rules, String> {
     } else {
         rules_to_json(&path.display().to_string(), &text)?
     };
-    Ok(Rules { version: i32::try_from(seconds).unwrap_or(i32::MAX), json: Bytes::from(json) })
+    let mut seen = shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut version = i32::try_from(seconds).unwrap_or(i32::MAX);
+    if let Some(before) = seen.get(&tunnel) {
+        if before.json == json {
+            return Ok((before.clone(), false));
+        }
+        version = version.max(before.version.saturating_add(1));
+    }
+    let rules = Rules { version, json: Bytes::from(json) };
+    seen.insert(tunnel, rules.clone());
+    Ok((rules, true))
 }
 
 /// A file in the connector's own format, as the JSON that is pushed (protocol.md §5.6).
@@ -110,40 +122,40 @@ fn rules_to_json(name: &str, text: &str) -> Result<Vec<u8>, String> {
     Ok(config::local_push(Some(&ingress), &loaded.config.warp_routing, &[]).into_bytes())
 }
 
-/// What was pushed last, by tunnel.
-#[derive(Default)]
-struct RulesSeen(std::collections::HashMap<uuid::Uuid, (i32, Bytes)>);
+fn push_changes(shared: &Arc<Shared>) {
+    let tunnels = shared.tunnels.borrow().clone();
+    for tunnel in tunnels.iter() {
+        push_rules(shared, tunnel, None);
+    }
+}
 
-impl RulesSeen {
-    fn push_changes(&mut self, shared: &Arc<Shared>) {
-        let tunnels = shared.tunnels.borrow().clone();
-        for tunnel in tunnels.iter() {
-            let Some(file) = &tunnel.config else { continue };
-            match read_rules(shared, file) {
-                Ok(rules) => {
-                    let before = self.0.insert(tunnel.id, (rules.version, rules.json.clone()));
-                    if before.is_some_and(|(_, json)| json != rules.json) {
-                        for session in shared.registry.of(tunnel.id).iter() {
-                            push_to(shared, tunnel, session);
-                        }
-                    }
-                }
-                Err(error) => tracing::error!(tunnel = %tunnel.id, error, "the rules cannot be read"),
+/// Pushes a tunnel's rules: to all its connections when they changed, else to the one that is new.
+pub(super) fn push_rules(shared: &Arc<Shared>, tunnel: &Tunnel, newcomer: Option<&Arc<Session>>) {
+    let Some(file) = &tunnel.config else { return };
+    match read_rules(shared, tunnel.id, file) {
+        Ok((rules, true)) => {
+            for session in shared.registry.of(tunnel.id).iter() {
+                push(shared, session, rules.clone());
+            }
+        }
+        Ok((rules, false)) => {
+            if let Some(session) = newcomer {
+                push(shared, session, rules);
+            }
+        }
+        Err(error) => {
+            tracing::error!(tunnel = %tunnel.id, error, "the rules cannot be read");
+            let before = shared.rules.lock().unwrap_or_else(PoisonError::into_inner).get(&tunnel.id).cloned();
+            // The last good ones are better than none.
+            if let (Some(session), Some(rules)) = (newcomer, before) {
+                push(shared, session, rules);
             }
         }
     }
 }
 
-/// Pushes a tunnel's rules to one connection, in a task of its own.
-pub(super) fn push_to(shared: &Arc<Shared>, tunnel: &Tunnel, session: &Arc<Session>) {
-    let Some(file) = &tunnel.config else { return };
-    let rules = match read_rules(shared, file) {
-        Ok(rules) => rules,
-        Err(error) => {
-            tracing::error!(tunnel = %tunnel.id, error, "the rules cannot be read");
-            return;
-        }
-    };
+/// Pushes to one connection, in a task of its own.
+fn push(shared: &Arc<Shared>, session: &Arc<Session>, rules: Rules) {
     let (rpc, session) = (shared.rpc.clone(), session.clone());
     shared.tasks.spawn(async move {
         let (tunnel, index) = (session.tunnel(), session.index());
