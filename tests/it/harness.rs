@@ -1,5 +1,8 @@
 //! An edge, a connector and whatever service a test wants, in the test's own runtime on loopback and free ports.
 
+pub(crate) mod peer;
+pub(crate) mod tls;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use adit::{
@@ -55,6 +58,22 @@ macro_rules! over_both {
     )+};
 }
 pub(crate) use over_both;
+
+/// Runs beside the test, until its runtime ends.
+pub(crate) fn background(task: impl Future<Output = ()> + Send + 'static) {
+    #[allow(clippy::disallowed_methods, reason = "a part of a test, not of the product")]
+    drop(tokio::spawn(task));
+}
+
+/// Asks until it is so; for what can be seen but not waited for.
+pub(crate) async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
+    let asked = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
 
 /// A test that hangs fails.
 pub(crate) async fn in_time(test: impl Future<Output = ()>) {
@@ -129,6 +148,21 @@ impl Lab {
         }
     }
 
+    /// The same edge, for a second connector of it.
+    pub(crate) fn beside(other: &Self) -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            state: other.state.clone(),
+            token: other.token.clone(),
+            edge: other.edge.clone(),
+            metrics: Arc::new(Metrics::new()),
+            edge_tasks: Tasks::new(),
+            tasks: Tasks::new(),
+            connector: None,
+            ..*other
+        }
+    }
+
     /// Starts the connector; it may not be registered yet. Later flags win over those set here.
     pub(crate) async fn connect(&mut self, over: Over, yaml: &str, flags: impl FnOnce(Flags) -> Flags) {
         let base = Flags::default()
@@ -199,6 +233,11 @@ impl Lab {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).await.unwrap();
         Answer::parse(&bytes)
+    }
+
+    /// Asks the admin address until it answers so: the edge knows of a change a moment before the connector does.
+    pub(crate) async fn admin_says(&self, path: &str, status: u16) {
+        eventually(&format!("{path} says {status}"), async || self.admin(path).await.status == status).await;
     }
 }
 

@@ -7,6 +7,7 @@
     reason = "a test that fails says why by panicking"
 )]
 
+mod body;
 mod cli;
 mod cloudflared;
 mod config_cases;
@@ -18,7 +19,9 @@ mod config_values;
 mod credentials_cases;
 mod credentials_source;
 mod edge_front;
+mod edge_state;
 mod harness;
+mod heads;
 mod http;
 mod http_body;
 mod http_errors;
@@ -26,10 +29,14 @@ mod http_tls;
 mod https;
 mod ingress_table;
 mod layers;
+mod origins;
 mod refusals;
+mod rules_pushed;
 mod socks;
 mod streams;
+mod visitors;
 mod volume;
+mod websocket;
 mod websocket_frames;
 mod wire_rpc;
 mod wire_vectors;
