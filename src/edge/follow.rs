@@ -32,6 +32,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<(), notify::Error> {
     shared.tasks.spawn(async move {
         let _watcher = watcher;
         let draining = shared_.tasks.draining();
+        // What changed after the sockets were bound and before the watch began.
+        reread(&shared_);
         push_changes(&shared_);
         loop {
             tokio::select! {
