@@ -20,6 +20,7 @@ mod credentials_cases;
 mod credentials_source;
 mod edge_front;
 mod edge_state;
+mod flows;
 mod harness;
 mod heads;
 mod http;
