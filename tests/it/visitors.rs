@@ -5,7 +5,7 @@ use http::{Request, header};
 
 use crate::harness::{
     Answer, LIMIT, Lab, Over, mirror, over_both,
-    peer::{Peer, ok, replying},
+    peer::{ok, replying},
     rule,
     tls::h2_body,
 };
@@ -31,37 +31,6 @@ async fn hostnames(over: Over) {
     assert_eq!((answer.status, answer.code()), (400, Some("host-missing")));
     let answer = lab.raw("CONNECT web.test:443 HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await;
     assert_eq!((answer.status, answer.code()), (405, Some("request-invalid")));
-    lab.finish().await;
-}
-
-async fn forwarded(over: Over) {
-    let (service, _) = replying(|head, _| {
-        let addresses = head.all("x-forwarded-for").join(", ");
-        ok(format!("{addresses} {}", head.all("x-forwarded-proto").join(", ")))
-    })
-    .await;
-    let lab = Lab::start(over, &rule(format!("http://{service}"))).await;
-    assert_eq!(lab.get("/").await.text(), "127.0.0.1 http");
-    let lines = "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: gopher\r\n";
-    let request = format!("GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n{lines}\r\n");
-    assert_eq!(lab.raw(&request).await.text(), "192.0.2.1, 127.0.0.1 http");
-    let mut visitor = Peer::new(lab.tls(&[]).await, 0);
-    visitor.send(&request).await;
-    assert_eq!(visitor.answer().await.text(), "192.0.2.1, 127.0.0.1 https");
-    lab.finish().await;
-}
-
-async fn tls_h1(over: Over) {
-    let lab = mirrored(over).await;
-    for alpn in [&["http/1.1"][..], &[]] {
-        let mut visitor = Peer::new(lab.tls(alpn).await, 0);
-        for _ in 0..2 {
-            let forged = "Client-Cert: forged\r\nCf-Client-Cert-Der-Base64: forged\r\n";
-            visitor.send(format!("GET /s HTTP/1.1\r\nHost: web.test\r\n{forged}\r\n")).await;
-            let text = visitor.answer().await.text();
-            assert!(text.starts_with("GET /s HTTP/1.1\r\n") && !text.contains("forged"), "{text}");
-        }
-    }
     lab.finish().await;
 }
 
@@ -107,8 +76,6 @@ async fn management(over: Over) {
 
 over_both! {
     only_the_hostnames_of_a_tunnel_are_served => hostnames,
-    the_visitors_address_is_appended_to_those_before => forwarded,
-    visitors_over_tls_are_served_in_http_1 => tls_h1,
     visitors_over_tls_are_served_in_http_2 => tls_h2,
     the_management_hostname_reaches_no_rule_in_any_spelling => management,
 }

@@ -2,7 +2,6 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,10 +10,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UnixListener},
+    net::{TcpListener, TcpStream},
 };
 
-use super::{Answer, LIMIT, background, unchunk};
+use super::{Answer, LIMIT, background};
 
 /// Anything with two directions.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -77,11 +76,6 @@ impl Peer {
     pub(crate) async fn visit(addr: SocketAddr) -> Self {
         Self::new(TcpStream::connect(addr).await.unwrap(), 0)
     }
-}
-
-/// Whether `bytes` are a whole chunked body.
-pub(crate) fn is_whole(bytes: &[u8]) -> bool {
-    unchunk(bytes).1
 }
 
 impl<S: Io> Peer<S> {
@@ -245,20 +239,6 @@ where
         }
     });
     addr
-}
-
-/// The same on a unix socket.
-pub(crate) fn scripted_unix<F>(path: &Path, script: impl Fn(Peer<tokio::net::UnixStream>) -> F + Send + Sync + 'static)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = UnixListener::bind(path).unwrap();
-    background(async move {
-        for number in 0.. {
-            let Ok((stream, _)) = listener.accept().await else { return };
-            background(script(Peer::new(stream, number)));
-        }
-    });
 }
 
 /// A service that answers each request, bodies included, with what `reply` makes of it, and counts its connections.
