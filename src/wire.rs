@@ -135,10 +135,18 @@ pub fn parse_target(raw: &[u8]) -> Result<PathAndQuery, Error> {
     if raw.iter().any(|&b| b < 0x20 || b == 0x7f) {
         return Err(Error::Http("path"));
     }
-    if !raw.iter().enumerate().any(|(at, &b)| must_escape(at, b)) {
+    // A URL without a path has the path `/`; a path that begins otherwise would end up beside the host.
+    let rootless = path_end == 0;
+    if !rootless && !matches!(raw, [b'/', ..] | b"*") {
+        return Err(Error::Http("path"));
+    }
+    if !rootless && !raw.iter().enumerate().any(|(at, &b)| must_escape(at, b)) {
         return PathAndQuery::try_from(raw).map_err(|_| Error::Http("path"));
     }
     let mut escaped = Vec::with_capacity(raw.len() + 16);
+    if rootless {
+        escaped.push(b'/');
+    }
     for (at, &b) in raw.iter().enumerate() {
         if must_escape(at, b) {
             const HEX: &[u8; 16] = b"0123456789ABCDEF";
@@ -164,9 +172,13 @@ mod tests {
             ("/ä", "/%C3%A4"),
             ("/?q=a|b", "/?q=a|b"),
             ("*", "*"),
+            ("", "/"),
+            ("?q", "/?q"),
         ] {
             assert_eq!(parse_target(raw.as_bytes()).unwrap().as_str(), sent, "{raw}");
         }
-        assert!(parse_target(b"/a\r\nx: y").is_err());
+        for wrong in ["/a\r\nx: y", "a", "@evil/", ".evil/", ":80/", "*x"] {
+            assert!(parse_target(wrong.as_bytes()).is_err(), "{wrong:?}");
+        }
     }
 }
