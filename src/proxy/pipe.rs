@@ -37,6 +37,17 @@ pub(super) enum VisitorEnd {
     Everything,
 }
 
+/// How the visitor's direction came to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum VisitorEnded {
+    /// The service may go on.
+    Half,
+    /// In good order, and the other direction with it.
+    Whole,
+    /// By a reset, or with the connection.
+    Broken,
+}
+
 /// Copies until the service's end, the visitor's end or an error. The service's end ends everything (protocol.md
 /// §12.1 item 11); one read buffer is held while there is something to read, none while idle.
 pub(super) async fn both(
@@ -90,24 +101,27 @@ pub(super) async fn both(
                     *up += chunk.len() as u64;
                     if writer.write_all(&chunk).await.is_err() {
                         // The service may have closed its reading side alone and still be answering.
-                        return true;
+                        return VisitorEnded::Half;
                     }
                 }
                 Ok(None) => {
                     let _ = writer.shutdown().await;
-                    return end == VisitorEnd::HalfClose;
+                    return match end {
+                        VisitorEnd::HalfClose => VisitorEnded::Half,
+                        VisitorEnd::Everything => VisitorEnded::Whole,
+                    };
                 }
-                Err(_) => return false,
+                Err(_) => return VisitorEnded::Broken,
             }
         }
     };
-    {
+    let whole = {
         let mut to_visitor = std::pin::pin!(to_visitor);
-        let goes_on = tokio::select! {
-            () = &mut to_visitor => false,
-            goes_on = to_service => goes_on,
+        let ended = tokio::select! {
+            () = &mut to_visitor => None,
+            ended = to_service => Some(ended),
         };
-        if goes_on {
+        if ended == Some(VisitorEnded::Half) {
             loop {
                 let heard = Duration::from_millis(last_heard.load(Ordering::Relaxed));
                 let silent_at = started + heard + HALF_CLOSED_IDLE;
@@ -120,6 +134,11 @@ pub(super) async fn both(
                 }
             }
         }
+        ended == Some(VisitorEnded::Whole)
+    };
+    if whole {
+        // A reset could take back what was sent already.
+        send.finish();
     }
     copied
 }
