@@ -157,3 +157,32 @@ async fn while_quic_registers_in_time_auto_never_registers_over_http2() {
     assert!(again.is_err(), "another connection over TCP");
     assert!(connection.close_reason().is_none());
 }
+
+#[tokio::test]
+async fn auto_falls_back_when_quic_fails_and_tries_it_first_the_next_time() {
+    let edge = RawEdge::new().await;
+    let _connector = edge.connector("auto", &rules().await).await;
+    edge.accept_quic().await.close(2u32.into(), b"not today");
+    edge.h2_peer().await.serves("a failure of QUIC").await;
+    edge.cut.cancel();
+    let peer = edge.quic_peer().await;
+    peer.serves("the loss of the fallback").await;
+}
+
+#[tokio::test]
+async fn an_edge_that_knows_the_connection_already_is_left_for_another() {
+    let (one, two) = (RawEdge::new().await, RawEdge::new().await);
+    one.vouch_for(&two);
+    let yaml = rules().await;
+    let _connector = one.connector_with("quic", &yaml, |flags| flags.with("edge", &two.addr.to_string())).await;
+    let (known, other, connection) = tokio::select! {
+        connection = one.accept_quic() => (&one, &two, connection),
+        connection = two.accept_quic() => (&two, &one, connection),
+    };
+    let (send, recv) = soon("the control stream", connection.accept_bi()).await.unwrap();
+    accept(&mut known.control(recv, send), Err(refusal("EDUPCONN", Duration::ZERO))).await;
+    tokio::select! {
+        peer = other.quic_peer() => peer.serves("a duplicate").await,
+        _ = known.accept_quic() => panic!("the same edge again"),
+    }
+}

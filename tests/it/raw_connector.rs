@@ -8,11 +8,14 @@ use adit::{
     transport::{self, Incoming, http2::Http2Session, quic},
     wire::{
         PROBE_SERVER_NAME, QUIC_ALPN, QUIC_SERVER_NAME,
+        connect::message_len,
         registration::{self, Control, Registered, Registration, RegistrationError},
         rpc::RpcThread,
     },
 };
 use rustls::pki_types::ServerName;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 use uuid::Uuid;
 
@@ -163,6 +166,70 @@ async fn later_streams_of_a_connector_are_reset_and_its_control_stream_goes_on()
 }
 
 #[tokio::test]
+async fn the_very_bytes_of_a_real_connector_register_and_unregister() {
+    let lab = Lab::edge_only().await;
+    for vector in group("rpc.registration").iter().filter(|vector| vector["unregister_phase"].is_object()) {
+        let name = vector["name"].as_str().unwrap();
+        let auth = &vector["input"]["auth"];
+        let hash = Sha256::digest(unhex(auth["tunnelSecret_hex"].as_str().unwrap()));
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let tunnel: Uuid = vector["input"]["tunnelId"].as_str().unwrap().parse().unwrap();
+        // Nobody is told: the state is read again before anybody is refused.
+        let entry = format!("- id: {tunnel}\n  name: real\n  secretSha256: [\"{hash}\"]\n");
+        std::fs::write(lab.state.path().join("tunnels.yml"), entry).unwrap();
+        let (_endpoint, connection) = dial_as(&lab, QUIC_SERVER_NAME).await;
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        for phase in ["register_phase", "update_local_configuration_phase", "unregister_phase"] {
+            let (mut sent, mut answers) = (vector[phase]["client_messages_hex"].as_array().unwrap().iter(), 0);
+            let wanted = vector[phase]["server_messages_hex"].as_array().unwrap().len();
+            // A Finish must not overtake the answer it is for.
+            let mut next = sent.next();
+            while answers < wanted || next.is_some() {
+                while let Some(message) = next.take_if(|hex| answers == wanted || !is_finish(hex)) {
+                    send.write_all(&unhex(message.as_str().unwrap())).await.unwrap();
+                    next = sent.next();
+                }
+                if answers < wanted {
+                    soon(name, read_message(&mut recv)).await;
+                    answers += 1;
+                    if let Some(finish) = next.take() {
+                        send.write_all(&unhex(finish.as_str().unwrap())).await.unwrap();
+                        next = sent.next();
+                    }
+                }
+            }
+            let alive = lab.edge.registry().of(tunnel);
+            if phase == "update_local_configuration_phase" {
+                assert_eq!((alive.len(), alive[0].version(), alive[0].index()), (1, "2026.8.2", 0), "{name}");
+                assert_eq!(hash, alive[0].secret_hash().iter().map(|b| format!("{b:02x}")).collect::<String>());
+            } else if phase == "unregister_phase" {
+                assert!(alive.is_empty(), "{name}");
+            }
+        }
+        for message in vector["close_phase"]["client_messages_hex"].as_array().unwrap() {
+            let _ = send.write_all(&unhex(message.as_str().unwrap())).await;
+        }
+        let _ = send.finish();
+        soon("the edge closes", connection.closed()).await;
+    }
+    lab.finish().await;
+}
+
+/// Framing, root pointer, then the tag of the message union; 4 is Finish.
+fn is_finish(hex: &Value) -> bool {
+    unhex(hex.as_str().unwrap())[16] == 4
+}
+
+async fn read_message(recv: &mut quinn::RecvStream) {
+    let mut message = Vec::new();
+    while message_len(&message).unwrap().is_none_or(|len| message.len() < len) {
+        let mut word = [0; 8];
+        recv.read_exact(&mut word).await.unwrap();
+        message.extend(word);
+    }
+}
+
+#[tokio::test]
 async fn a_probe_is_answered_and_never_taken_for_a_connector() {
     let lab = Lab::edge_only().await;
     let (_endpoint, probe) = dial_as(&lab, PROBE_SERVER_NAME).await;
@@ -246,7 +313,14 @@ async fn those_who_say_nothing_are_let_go_in_bounded_time() {
         // The edge's preface and settings, its request, then the end.
         let _ = soon("TLS without HTTP/2", stream.read_to_end(&mut Vec::new())).await;
     };
-    tokio::join!(opens_nothing, says_nothing, tcp_only, tls_only);
+    let http2_only = async {
+        let dial = Http2Session::dial(lab.connectors, None, tls(&lab).http2, LIMIT);
+        let mut session = transport::Session::Http2(Box::new(dial.await.unwrap()));
+        let _control = soon("the control stream", session.accept()).await.unwrap().read().await.unwrap();
+        let end = soon("a control stream without a word", session.accept()).await;
+        assert!(end.is_err(), "{end:?}");
+    };
+    tokio::join!(opens_nothing, says_nothing, tcp_only, tls_only, http2_only);
     assert!(started.elapsed() < Duration::from_secs(16), "{:?}", started.elapsed());
     assert_eq!(connections(lab.edge.registry()), 0);
     lab.finish().await;
