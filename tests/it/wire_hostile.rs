@@ -150,9 +150,9 @@ fn a_message_that_repeats_itself_costs_no_more_than_its_size() {
     // A list whose 2^28 elements have no size fits into five words.
     let endless = segments(&[&[to_struct(0, 1, 2), 0, 0, to_list(0, 7, 0), (1 << 30) - 4]]);
     assert!(decode_len(&endless).is_err());
-    // A list that contains itself.
+    // A key whose text is the list it stands in: read once, as bytes, it speaks of no header.
     let cyclic = segments(&[&[to_struct(0, 1, 2), 0, 0, to_list(0, 7, 2), 4 | 2 << 48, to_list(-2, 2, 17), 0]]);
-    assert!(decode_len(&cyclic).is_err());
+    assert_eq!(decode_len(&cyclic).unwrap(), 0);
 }
 
 fn decode_len(message: &Bytes) -> Result<usize, Error> {
