@@ -197,7 +197,10 @@ impl StateDir {
             .map_err(|source| Error::Authority { dir: self.dir.display().to_string(), source })?;
         let tunnels = self.tunnels_path();
         if !tunnels.exists() {
-            write_new(&tunnels, b"[]\n", 0o640)?;
+            match write_new(&tunnels, b"[]\n", 0o640) {
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                written => written?,
+            }
         }
         Ok((authority, self.tunnels()?))
     }
