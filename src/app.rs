@@ -13,7 +13,7 @@ use crate::{
     connector::{Connector, ConnectorConfig, Parts, Status, discovery::EdgeSource, rules::Rules},
     credentials::Token,
     metrics::Metrics,
-    proxy::{Proxy, Routes},
+    proxy::{Flows, Proxy, Routes},
     secrets,
     shutdown::Tasks,
     tls::EdgeTls,
@@ -112,6 +112,7 @@ impl ConnectorApp {
             metrics: metrics.clone(),
             tags: tags(&config, connector)?,
             management_hostname: config.management_hostname.to_lowercase(),
+            flows: Flows::default(),
         });
         let rules = Rules {
             routes,

@@ -29,6 +29,7 @@ use crate::{
 };
 use record::Record;
 pub use routes::{Route, Routes};
+pub use tcp::Flows;
 
 /// What every request of a connector shares.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct Proxy {
     pub tags: Vec<(HeaderName, HeaderValue)>,
     /// Answered by adit itself, lower case.
     pub management_hostname: String,
+    /// Streams without a rule that are open.
+    pub flows: Flows,
 }
 
 /// Which connection a stream came over.

@@ -14,21 +14,22 @@ use super::{
 };
 use crate::transport::{Recv, Responder};
 
-/// Flows of this process (§8.6); the limit is `warp-routing.maxActiveFlows` or `--max-active-flows`.
-static FLOWS: AtomicU64 = AtomicU64::new(0);
+/// Flows of one connector (§8.6); the limit is `warp-routing.maxActiveFlows` or `--max-active-flows`.
+#[derive(Debug, Default)]
+pub struct Flows(AtomicU64);
 
-struct Flow;
+struct Flow<'a>(&'a Flows);
 
-impl Flow {
-    fn enter(limit: u64) -> Option<Self> {
-        let flow = (FLOWS.fetch_add(1, Ordering::AcqRel), Self);
-        (limit == 0 || flow.0 < limit).then_some(flow.1)
+impl Flows {
+    fn enter(&self, limit: u64) -> Option<Flow<'_>> {
+        let (before, flow) = (self.0.fetch_add(1, Ordering::AcqRel), Flow(self));
+        (limit == 0 || before < limit).then_some(flow)
     }
 }
 
-impl Drop for Flow {
+impl Drop for Flow<'_> {
     fn drop(&mut self) {
-        FLOWS.fetch_sub(1, Ordering::AcqRel);
+        self.0.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -49,7 +50,7 @@ pub(super) async fn serve(
         );
     };
     proxy.metrics.request_started();
-    let Some(_flow) = Flow::enter(routes.warp.max_active_flows) else {
+    let Some(_flow) = proxy.flows.enter(routes.warp.max_active_flows) else {
         proxy.metrics.flow_refused();
         proxy.metrics.request_ended();
         log("flow-limit", pipe::Copied::default());
