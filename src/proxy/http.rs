@@ -273,6 +273,7 @@ mod tests {
             metrics,
             tags: vec![(tag.clone(), HeaderValue::from_static("ours"))],
             management_hostname: String::new(),
+            flows: crate::proxy::Flows::default(),
         };
         let mut headers = HeaderMap::new();
         for (name, value) in
