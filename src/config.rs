@@ -89,14 +89,8 @@ pub struct Config {
     pub features: Vec<String>,
     /// `NAME=VALUE` pairs, sent to services as `Cf-Warp-Tag-NAME`.
     pub tags: Vec<(String, String)>,
-    /// The connector's name on a dashboard.
-    pub label: Option<String>,
     /// Cap of private-network flows; wins over a pushed one.
     pub max_active_flows: Option<u64>,
-    /// Deadline for a write on a stream.
-    pub write_stream_timeout: Option<Duration>,
-    /// Failed addresses in a row before the other transport is tried.
-    pub max_edge_addr_retries: u8,
     /// QUIC settings.
     pub quic: QuicOptions,
     /// Host name of the management service.

@@ -31,14 +31,12 @@ pub(crate) struct Stacked {
     pub(crate) hello_world: bool,
     pub(crate) http2_origin: Option<bool>,
     pub(crate) http_host_header: Option<String>,
-    pub(crate) label: Option<String>,
     pub(crate) log_directory: Option<String>,
     pub(crate) logfile: Option<String>,
     pub(crate) loglevel: Option<String>,
     pub(crate) management_hostname: Option<String>,
     pub(crate) match_sni_to_host: Option<bool>,
     pub(crate) max_active_flows: Option<u64>,
-    pub(crate) max_edge_addr_retries: Option<u8>,
     pub(crate) metrics: Option<String>,
     pub(crate) no_chunked_encoding: Option<bool>,
     pub(crate) no_tls_verify: Option<bool>,
@@ -67,7 +65,6 @@ pub(crate) struct Stacked {
     pub(crate) token_file: Option<String>,
     pub(crate) unix_socket: Option<String>,
     pub(crate) url: Option<String>,
-    pub(crate) write_stream_timeout: Option<u64>,
 }
 
 /// One layer in the form that the stacking crate takes.

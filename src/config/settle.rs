@@ -65,10 +65,7 @@ impl Parts {
             post_quantum: stacked.post_quantum,
             features: stacked.features,
             tags: tags.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-            label: stacked.label,
             max_active_flows: stacked.max_active_flows,
-            write_stream_timeout: nanos(stacked.write_stream_timeout).filter(|limit| !limit.is_zero()),
-            max_edge_addr_retries: stacked.max_edge_addr_retries.unwrap_or(8),
             quic: QuicOptions {
                 disable_pmtu_discovery: stacked.quic_disable_pmtu_discovery,
                 connection_window: stacked.quic_connection_level_flow_control_limit.unwrap_or(quic.connection_window),

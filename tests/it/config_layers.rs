@@ -82,7 +82,7 @@ fn aliases_and_short_names_mean_the_same_flag() {
 fn defaults_are_those_of_cloudflared() {
     let config = config(&[]);
     assert_eq!(config.protocol, Protocol::Auto);
-    assert_eq!((config.ha_connections, config.retries, config.max_edge_addr_retries), (4, 5, 8));
+    assert_eq!((config.ha_connections, config.retries), (4, 5));
     assert_eq!(config.rpc_timeout, Duration::from_secs(5));
     assert_eq!(config.grace_period, Duration::from_secs(30));
     assert_eq!(config.metrics, MetricsAddress::Default);
@@ -90,7 +90,6 @@ fn defaults_are_those_of_cloudflared() {
     assert_eq!((config.quic.connection_window, config.quic.stream_window), (31_457_280, 2 << 20));
     assert_eq!((config.loglevel, config.output), (LogLevel::Info, LogFormat::Text));
     assert_eq!(config.management_hostname, "management.argotunnel.com");
-    assert_eq!(config.write_stream_timeout, None);
 }
 
 #[test]
@@ -270,4 +269,13 @@ fn settings_told_to_the_edge_are_only_those_given() {
     let loaded = read("loglevel: debug\n", &[("TUNNEL_TRANSPORT_PROTOCOL", "quic")], &flags).unwrap();
     let reported: Vec<_> = loaded.config.reported.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(reported, ["loglevel=debug", "metrics=127.0.0.1:1", "no-autoupdate=true", "protocol=quic"]);
+}
+
+#[test]
+fn a_setting_that_nothing_reads_yet_is_accepted_and_said_to_be_without_effect() {
+    for name in ["write-stream-timeout", "max-edge-addr-retries", "label"] {
+        let flags = Flags::default().with(name, if name == "write-stream-timeout" { "5s" } else { "5" });
+        let warnings = parse_file("f", "", &flags, |_| None).unwrap().warnings;
+        assert!(warnings.iter().any(|warning| warning.to_string().contains(name)), "{name}: {warnings:?}");
+    }
 }
