@@ -300,7 +300,7 @@ impl Metrics {
         text
     }
 
-    /// Names of every metric, for documentation and dashboards.
+    /// The handles of one rule, resolved when its route is built.
     pub fn handles_of_rule(&self, rule: usize) -> RuleMetrics {
         let rule = if rule < MOST_RULES { rule.to_string() } else { "more".into() };
         let label = RuleLabel { rule };

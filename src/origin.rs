@@ -15,7 +15,7 @@ use rustls::CertificateError;
 use crate::{
     code::Code,
     config::{OriginOptions, Service},
-    tls::{self, OriginTls},
+    tls::{self, OriginTls, SystemRoots},
     transport::StreamError,
 };
 use dial::{Dialer, Target};
@@ -115,6 +115,7 @@ impl Origin {
         service: &Service,
         options: &OriginOptions,
         forbidden: &Arc<[std::net::SocketAddr]>,
+        system: &SystemRoots,
     ) -> Result<Self, tls::Error> {
         let dialer = Dialer {
             connect_timeout: options.connect_timeout,
@@ -130,7 +131,7 @@ impl Origin {
                         no_verify: options.no_tls_verify,
                         http2: options.http2_origin,
                     }
-                    .client()
+                    .client(system)
                 })
                 .transpose()?;
             Ok(Self::Http(Box::new(HttpOrigin::new(dialer.clone(), target, tls, h2c, options))))

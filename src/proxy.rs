@@ -16,7 +16,7 @@ mod tcp;
 
 use std::sync::Arc;
 
-use ::http::{HeaderName, HeaderValue};
+use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::sync::watch;
 
 use crate::{
@@ -105,12 +105,28 @@ async fn request(
     }
 }
 
+/// The headers that say that a stream is a WebSocket now.
+fn say_upgraded(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// The head with which adit itself accepts a WebSocket (RFC 6455 §4.2.2).
+fn accept_websocket(key: &HeaderValue) -> ResponseHead {
+    let mut head = ResponseHead::new(StatusCode::SWITCHING_PROTOCOLS);
+    say_upgraded(&mut head.headers);
+    if let Ok(accept) = HeaderValue::from_str(&frames::accept_key(key.as_bytes())) {
+        head.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    head
+}
+
 /// Answers with a reason of our own.
 async fn refuse(record: &mut Record<'_>, responder: Responder, code: Code) {
     record.refused(code);
     let mut head = ResponseHead::new(code.status());
     head.headers.insert(ADIT_ERROR, HeaderValue::from_static(code.as_str()));
-    head.headers.insert(::http::header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     if responder.respond(head, true).await.is_err() {
         record.visitor_left();
     }

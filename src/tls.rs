@@ -6,7 +6,10 @@ pub mod issue;
 pub mod material;
 mod unverified;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::{
@@ -134,12 +137,12 @@ impl OriginTls<'_> {
     /// # Errors
     ///
     /// When `ca_pool` cannot be read or holds no certificate.
-    pub fn client(&self) -> Result<Arc<ClientConfig>, Error> {
+    pub fn client(&self, system: &SystemRoots) -> Result<Arc<ClientConfig>, Error> {
         let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
         let builder = if self.no_verify {
             builder.dangerous().with_custom_certificate_verifier(unverified::accept_any(&provider()))
         } else {
-            let mut roots = system_roots();
+            let mut roots = system.get().clone();
             if let Some(path) = self.ca_pool {
                 add_file(&mut roots, path)?;
             }
@@ -150,6 +153,16 @@ impl OriginTls<'_> {
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         }
         Ok(Arc::new(config))
+    }
+}
+
+/// The system's roots, read when first needed: once for a generation of rules, however many speak TLS.
+#[derive(Debug, Default)]
+pub struct SystemRoots(OnceLock<RootCertStore>);
+
+impl SystemRoots {
+    fn get(&self) -> &RootCertStore {
+        self.0.get_or_init(system_roots)
     }
 }
 
@@ -218,7 +231,9 @@ mod tests {
     #[test]
     fn a_pool_without_a_certificate_is_an_error_that_names_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = OriginTls { ca_pool: Some(file.path()), ..OriginTls::default() }.client().unwrap_err();
+        let error = OriginTls { ca_pool: Some(file.path()), ..OriginTls::default() }
+            .client(&SystemRoots::default())
+            .unwrap_err();
         assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
     }
 }

@@ -5,6 +5,7 @@
 pub mod calls;
 pub mod connect;
 pub mod headers;
+pub mod hop;
 pub mod registration;
 pub mod rpc;
 pub mod schema;

@@ -10,16 +10,20 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared, relay,
@@ -27,7 +31,7 @@ use super::{
 };
 use crate::{
     transport::{Recv, Send, StreamError},
-    wire::{BodyLength, Head, RequestHead, ResponseHead, connect, connect::Answer},
+    wire::{BodyLength, Head, RequestHead, ResponseHead, connect, connect::Answer, hop},
 };
 
 /// The reason of an answer that the edge or a connector made up.
@@ -85,27 +89,30 @@ async fn visitor(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, tls: Opt
         Some(tls) => {
             let accepted = tokio::time::timeout(HEAD_LIMIT, TlsAcceptor::from(tls).accept(tcp)).await;
             if let Ok(Ok(stream)) = accepted {
-                let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-                let mut connection = std::pin::pin!(connection);
-                tokio::select! {
-                    _ = &mut connection => {}
-                    () = draining.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        let _ = connection.await;
-                    }
-                }
+                until_drained(builder.serve_connection_with_upgrades(TokioIo::new(stream), service), &draining).await;
             }
         }
-        None => {
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(tcp), service);
-            let mut connection = std::pin::pin!(connection);
-            tokio::select! {
-                _ = &mut connection => {}
-                () = draining.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = connection.await;
-                }
-            }
+        None => until_drained(builder.serve_connection_with_upgrades(TokioIo::new(tcp), service), &draining).await,
+    }
+}
+
+/// Serves a connection; once draining, it takes nothing new and ends with what it has.
+async fn until_drained<I, S>(
+    connection: auto::UpgradeableConnection<'_, I, S, TokioExecutor>,
+    draining: &CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<FrontBody>>,
+    S::Error: Into<Box<dyn std::error::Error + std::marker::Send + Sync>>,
+    S::Future: 'static,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + std::marker::Send + 'static,
+    TokioExecutor: hyper::rt::bounds::Http2ServerConnExec<S::Future, FrontBody>,
+{
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = &mut connection => {}
+        () = draining.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
         }
     }
 }
@@ -245,12 +252,8 @@ fn upgrade_kind(request: &Request<Incoming>, over_h2: bool) -> Result<bool, Stat
     }
     Ok(!over_h2
         && request.method() == Method::GET
-        && tokens(request.headers(), &header::UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
-        && tokens(request.headers(), &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade")))
-}
-
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',').map(str::trim))
+        && hop::tokens(request.headers(), &header::UPGRADE).any(|token| token.eq_ignore_ascii_case("websocket"))
+        && hop::tokens(request.headers(), &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade")))
 }
 
 fn request_head(
@@ -289,32 +292,16 @@ fn request_head(
         websocket: upgrade,
         method,
         host: HeaderValue::from_str(host)?,
-        target: uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")),
+        target: uri.path_and_query().cloned().unwrap_or_else(connect::root_target),
         headers,
         body,
     })
 }
 
-/// Headers of one hop (RFC 9110 §7.6.1), those named in `Connection` included.
+/// Headers of one hop; the visitor's proxy credentials are for nobody behind an edge either.
 fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
-        .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::TE,
-        header::PROXY_AUTHORIZATION,
-        header::PROXY_AUTHENTICATE,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ] {
-        headers.remove(name);
-    }
+    hop::strip(headers, &[]);
+    headers.remove(header::PROXY_AUTHORIZATION);
 }
 
 /// A visitor's own wish: where `cloudflared access tcp --destination` wants to go behind a bastion.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    transport::{Recv, Send, StreamError, Transport, stream::CODE},
+    transport::{Recv, Send, StreamError, Transport},
     wire::{
         self, BodyLength, Head, RequestHead, ResponseHead,
         calls::{self, Applied},
@@ -237,13 +237,6 @@ impl Session {
                 calls::push(rpc, Recv::quic(Bytes::new(), recv), Send::quic(send), version, config).await
             }
             Link::Http2(sender) => push_http2(sender.clone(), version, &config).await,
-        }
-    }
-
-    /// Closes the connection.
-    pub fn close(&self) {
-        if let Link::Quic(connection) = &self.link {
-            connection.close(CODE, b"");
         }
     }
 }

@@ -114,7 +114,7 @@ struct Tls {
 /// Where the server name comes from.
 #[derive(Debug)]
 enum NameRule {
-    Fixed(String),
+    Fixed(Name),
     /// The host of each request.
     OfRequest,
 }
@@ -146,9 +146,9 @@ impl HttpOrigin {
     ) -> Self {
         let name = match (&options.origin_server_name, &target) {
             _ if options.match_sni_to_host => NameRule::OfRequest,
-            (Some(name), _) => NameRule::Fixed(name.clone()),
-            (None, Target::Tcp { host, .. }) => NameRule::Fixed(host.to_string()),
-            (None, Target::Unix(_)) => NameRule::Fixed("localhost".into()),
+            (Some(name), _) => NameRule::Fixed(parse_name(name)),
+            (None, Target::Tcp { host, .. }) => NameRule::Fixed(parse_name(host)),
+            (None, Target::Unix(_)) => NameRule::Fixed(parse_name("localhost")),
         };
         Self {
             dialer,
@@ -214,10 +214,10 @@ impl HttpOrigin {
     fn server_name(&self, host: &str) -> Result<Option<ServerName<'static>>, Error> {
         let Some(tls) = &self.tls else { return Ok(None) };
         let name = match &tls.name {
-            NameRule::Fixed(name) => name.as_str(),
-            NameRule::OfRequest => without_port(host),
+            NameRule::Fixed(name) => name.clone(),
+            NameRule::OfRequest => parse_name(without_port(host)),
         };
-        ServerName::try_from(name.to_owned()).map(Some).map_err(|_| Error::ServerName(name.to_owned()))
+        name.map(Some).map_err(Error::ServerName)
     }
 
     async fn dial(&self, name: Option<&ServerName<'static>>) -> Result<OriginIo, Error> {
@@ -236,6 +236,13 @@ impl HttpOrigin {
             Err(_) => Err(Error::TimedOut("TLS handshake")),
         }
     }
+}
+
+/// A server name, or the text that cannot be one.
+type Name = Result<ServerName<'static>, String>;
+
+fn parse_name(name: &str) -> Name {
+    ServerName::try_from(name.to_owned()).map_err(|_| name.to_owned())
 }
 
 /// `[::1]:80`, `[::1]`, `host:80` or `host`, without the port and the brackets.

@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::{
-    frames::{Decoder, Encoder, Event, MAX_HEADER, Opcode, Role, accept_key},
+    accept_websocket,
+    frames::{Decoder, Encoder, Event, MAX_HEADER, Opcode, Role},
     record::Record,
     refuse,
 };
@@ -106,13 +107,8 @@ async fn echo(record: &mut Record<'_>, head: &RequestHead, responder: Responder,
     let Some(key) = head.headers.get(header::SEC_WEBSOCKET_KEY) else {
         return refuse(record, responder, Code::RequestInvalid).await;
     };
-    let mut answer = ResponseHead::new(StatusCode::SWITCHING_PROTOCOLS);
+    let answer = accept_websocket(key);
     record.status = answer.status;
-    answer.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if let Ok(accept) = HeaderValue::from_str(&accept_key(key.as_bytes())) {
-        answer.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
     let Ok(mut send) = responder.respond(answer, false).await else { return record.visitor_left() };
     let mut decoder = Decoder::new(Role::Server);
     while let Ok(Some(chunk)) = recv.chunk().await {

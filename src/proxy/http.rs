@@ -17,23 +17,13 @@ use crate::{
     },
     telemetry::Chain,
     transport::{Recv, Responder, Send},
-    wire::{BodyLength, RequestHead, ResponseHead},
+    wire::{BodyLength, RequestHead, ResponseHead, hop},
 };
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Headers of one hop (RFC 9110 §7.6.1) beside those that `Connection` names.
-const HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+/// A visitor must not take away what decides about the body or the host by naming it in `Connection`.
+const KEPT: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::CONTENT_TYPE];
 
 pub(super) async fn forward(
     proxy: &Proxy,
@@ -54,7 +44,7 @@ pub(super) async fn forward(
     let websocket = head.websocket;
     let is_head = head.method == Method::HEAD;
     let host = route.host_header.clone().unwrap_or_else(|| head.host.clone());
-    let host_text = host.to_str().unwrap_or_default().to_owned();
+    let asked = host.clone();
     // The visitor's half of a WebSocket is not a body.
     let (body, kept) = match head.body {
         _ if websocket => (RequestBody::Empty, Some(recv)),
@@ -67,7 +57,7 @@ pub(super) async fn forward(
     };
     let request = to_service(head, host, body, proxy, route, origin.may_speak_h2());
     let reply = {
-        let sending = origin.send(request, &host_text, websocket);
+        let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket);
         tokio::select! {
             biased;
             reply = sending => reply,
@@ -127,8 +117,9 @@ fn to_service(
     may_speak_h2: bool,
 ) -> Request<RequestBody> {
     let RequestHead { websocket, method, host: visited, target, mut headers, body: length } = head;
-    let trailers = may_speak_h2 && tokens(&headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
-    strip_hop_by_hop(&mut headers);
+    let trailers =
+        may_speak_h2 && hop::tokens(&headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    hop::strip(&mut headers, &KEPT);
     headers.remove(header::PROXY_AUTHORIZATION);
     // Answered by the transport on this side already; the service would answer a second time.
     headers.remove(header::EXPECT);
@@ -162,7 +153,7 @@ fn to_service(
 }
 
 fn to_visitor(status: StatusCode, mut headers: HeaderMap) -> ResponseHead {
-    strip_hop_by_hop(&mut headers);
+    hop::strip(&mut headers, &KEPT);
     headers.remove(ADIT_ERROR);
     ResponseHead { status, headers }
 }
@@ -170,29 +161,8 @@ fn to_visitor(status: StatusCode, mut headers: HeaderMap) -> ResponseHead {
 /// The head of an accepted WebSocket keeps the two headers that say so.
 fn upgraded(headers: HeaderMap) -> ResponseHead {
     let mut head = to_visitor(StatusCode::SWITCHING_PROTOCOLS, headers);
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    super::say_upgraded(&mut head.headers);
     head
-}
-
-fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
-    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',').map(str::trim))
-}
-
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
-            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
-            // A visitor must not take away what decides about the body or the host.
-            .filter(|name| ![header::CONTENT_LENGTH, header::HOST, header::CONTENT_TYPE].contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-    }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
-    }
 }
 
 async fn answer(record: &mut Record<'_>, head: ResponseHead, mut body: ReplyBody, is_head: bool, responder: Responder) {

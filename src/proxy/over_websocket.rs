@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ::http::{HeaderName, HeaderValue, StatusCode, header};
+use ::http::{HeaderName, header};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use super::{
-    Proxy, Route, bastion,
-    frames::{Decoder, Encoder, Event, MAX_HEADER, Opcode, Role, accept_key},
+    Proxy, Route, accept_websocket, bastion,
+    frames::{Decoder, Encoder, Event, MAX_HEADER, Opcode, Role},
     pipe::READ,
     record::Record,
     refuse,
@@ -33,7 +33,7 @@ use crate::{
     },
     telemetry::Chain,
     transport::{Recv, Responder, Send},
-    wire::{RequestHead, ResponseHead},
+    wire::RequestHead,
 };
 
 const JUMP_DESTINATION: HeaderName = HeaderName::from_static("cf-access-jump-destination");
@@ -72,13 +72,8 @@ pub(super) async fn serve(
             return refuse(record, responder, code).await;
         }
     };
-    let mut answer = ResponseHead::new(StatusCode::SWITCHING_PROTOCOLS);
+    let answer = accept_websocket(&key);
     record.status = answer.status;
-    answer.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    answer.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if let Ok(accept) = HeaderValue::from_str(&accept_key(key.as_bytes())) {
-        answer.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
     let Ok(mut send) = responder.respond(answer, false).await else { return record.visitor_left() };
     let mut inbound = Inbound { recv, decoder: Decoder::new(Role::Server) };
     let io = match dialled {

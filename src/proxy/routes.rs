@@ -58,10 +58,11 @@ impl Routes {
         metrics: &Metrics,
         forbidden: &Arc<[SocketAddr]>,
     ) -> Result<Self, String> {
+        let system = tls::SystemRoots::default();
         let mut rows = Vec::new();
         let mut mistakes = Vec::new();
         for rule in ingress.iter().flat_map(|ingress| &ingress.rules) {
-            match Route::new(rule, metrics, forbidden) {
+            match Route::new(rule, metrics, forbidden, &system) {
                 Ok(route) => rows.push((Pattern::from(rule), route)),
                 Err(error) => mistakes.push(format!("rule {}: {error}", rule.position)),
             }
@@ -102,7 +103,12 @@ impl Routes {
 }
 
 impl Route {
-    fn new(rule: &crate::config::Rule, metrics: &Metrics, forbidden: &Arc<[SocketAddr]>) -> Result<Self, RouteError> {
+    fn new(
+        rule: &crate::config::Rule,
+        metrics: &Metrics,
+        forbidden: &Arc<[SocketAddr]>,
+        system: &tls::SystemRoots,
+    ) -> Result<Self, RouteError> {
         let options = &rule.origin;
         if options.access.required {
             tracing::warn!(
@@ -119,7 +125,7 @@ impl Route {
             .map(|host| HeaderValue::from_str(host).map_err(|_| RouteError::HostHeader))
             .transpose()?;
         Ok(Self {
-            origin: Origin::new(&rule.service, options, forbidden)?,
+            origin: Origin::new(&rule.service, options, forbidden, system)?,
             metrics: metrics.handles_of_rule(rule.position),
             host_header,
             access_required: options.access.required,

@@ -156,7 +156,7 @@ fn tcp(parts: &Parts, recv: Recv, responder: Responder) -> Result<Incoming, Head
     let dest = parts.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
     match dest.parse::<SocketAddr>() {
         Ok(dest) => Ok(Incoming::Visitor { head: Head::Tcp(dest), responder, recv }),
-        // Dropping the responder would reset; §6.6 wants 502, which `respond_failure` of the caller gives.
+        // Dropping the responder would reset; §6.6 wants 502.
         Err(_) => Err(HeadError::Stream(refuse(responder))),
     }
 }

@@ -45,7 +45,6 @@ impl Default for QuicOptions {
 pub struct QuicSession {
     endpoint: Endpoint,
     connection: quinn::Connection,
-    accepted: u64,
     stream_limit: u32,
 }
 
@@ -136,7 +135,7 @@ impl QuicSession {
         let connection = tokio::time::timeout(limit, connecting)
             .await
             .map_err(|_| Error::TimedOut { what: "QUIC handshake", limit })??;
-        Ok(Self { endpoint, connection, accepted: 0, stream_limit: FIRST_STREAM_LIMIT })
+        Ok(Self { endpoint, connection, stream_limit: FIRST_STREAM_LIMIT })
     }
 
     /// Opens the control stream: the first stream of the connector, without signature (§3.5).
@@ -164,17 +163,14 @@ impl QuicSession {
         &self.connection
     }
 
-    /// The next stream; `in_use` tells how many are open now, to raise the limit before it is reached.
+    /// The next stream.
     ///
     /// # Errors
     ///
     /// When the connection is over.
     pub async fn accept(&mut self) -> Result<(quinn::SendStream, quinn::RecvStream), Error> {
         match self.connection.accept_bi().await {
-            Ok(stream) => {
-                self.accepted += 1;
-                Ok(stream)
-            }
+            Ok(stream) => Ok(stream),
             Err(quinn::ConnectionError::ApplicationClosed(close)) if close.error_code == CODE => Err(Error::Closed),
             Err(error) => Err(error.into()),
         }

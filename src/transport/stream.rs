@@ -129,12 +129,6 @@ impl Recv {
                 RecvInner::Http2(stream) => stream.is_end_stream(),
             }
     }
-
-    /// Puts bytes back in front.
-    pub fn unread(&mut self, bytes: Bytes) {
-        debug_assert!(self.first.is_empty());
-        self.first = bytes;
-    }
 }
 
 impl AsyncRead for Recv {

@@ -1,0 +1,36 @@
+//! Headers that belong to one hop of HTTP, for both ends of a tunnel (RFC 9110 §7.6.1).
+
+use http::{HeaderMap, HeaderName, header};
+
+/// Headers of one hop whatever `Connection` says.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// The comma-separated tokens of a header, all its lines together.
+pub fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(',').map(str::trim))
+}
+
+/// Removes the headers of one hop and those that `Connection` names, but for `kept`: what a sender must not take away
+/// from the next hop by naming it.
+pub fn strip(headers: &mut HeaderMap, kept: &[HeaderName]) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+            .filter(|name| !kept.contains(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
