@@ -101,6 +101,11 @@ struct LocationLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhyLabel {
+    why: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConnectionLabel {
     connection: u8,
     transport: &'static str,
@@ -144,6 +149,7 @@ pub struct Metrics {
     refusals: Family<CodeLabel, Counter>,
     connections: Family<ConnectionLabel, IntGauge>,
     connection_attempts: Family<ConnectionLabel, Counter>,
+    replacements: Family<WhyLabel, Counter>,
     bytes: Family<DirectionLabel, Counter>,
     bytes_in: Counter,
     bytes_out: Counter,
@@ -198,6 +204,7 @@ impl Metrics {
             refusals: Family::default(),
             connections: Family::default(),
             connection_attempts: Family::default(),
+            replacements: Family::default(),
             bytes: Family::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
@@ -283,6 +290,7 @@ impl Metrics {
         );
         r.register("adit_refusals", "Answers of adit itself, by code", self.refusals.clone());
         r.register("adit_connections", "Registered connections by index and transport", self.connections.clone());
+        r.register("adit_connection_replacements", "Connections replaced while they served", self.replacements.clone());
         r.register("adit_connection_attempts", "Dials by index and transport", self.connection_attempts.clone());
         r.register("adit_body_bytes", "Body bytes", self.bytes.clone());
         r.register("adit_visitors_left", "Visitors who left before the end", self.visitors_left.clone());
@@ -397,9 +405,10 @@ impl Metrics {
         self.register_success.get_or_create(&RpcLabel { name: RpcName }).inc();
         self.ha_connections.inc();
         let location = LocationLabel { connection_id: connection, edge_location: location.chars().take(64).collect() };
-        self.server_locations.get_or_create(&location).set(1);
+        self.server_locations.get_or_create(&location).inc();
         let label = ConnectionLabel { connection, transport };
-        self.connections.get_or_create(&label).set(1);
+        // Two for a moment, while one replaces the other.
+        self.connections.get_or_create(&label).inc();
         ConnectionGuard { metrics: self.clone(), label, location }
     }
 
@@ -407,6 +416,11 @@ impl Metrics {
     pub fn rules(&self, version: i32, ignored_keys: usize) {
         self.config_version.set(version.into());
         self.ignored_keys.inc_by(ignored_keys as u64);
+    }
+
+    /// A connection was replaced while it served.
+    pub fn replaced(&self, why: &'static str) {
+        self.replacements.get_or_create(&WhyLabel { why }).inc();
     }
 
     /// Local rules were told to the edge, or not.
@@ -442,8 +456,12 @@ pub struct ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.metrics.ha_connections.dec();
-        self.metrics.connections.get_or_create(&self.label).set(0);
-        self.metrics.server_locations.get_or_create(&self.location).set(0);
+        self.metrics.connections.get_or_create(&self.label).dec();
+        // The edge chooses the text: a series that nobody is at must not stay.
+        let left = self.metrics.server_locations.get_or_create(&self.location).dec() - 1;
+        if left <= 0 {
+            self.metrics.server_locations.remove(&self.location);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`Responder`] is consumed by the answer and leaves a [`stream::Send`]. Knows no rule and no service.
 
 pub mod http2;
+pub mod pulse;
 pub mod quic;
 pub mod stream;
 
@@ -67,7 +68,12 @@ pub enum Error {
         what: &'static str,
         /// How long.
         limit: Duration,
+        /// Whether the edge had answered anything: a slow path, not a dead one.
+        heard: bool,
     },
+    /// Nothing came for a long time on an established connection.
+    #[error("nothing was heard for too long")]
+    Silent,
     /// The edge closed the connection in good order.
     #[error("the edge closed the connection")]
     Closed,
@@ -118,6 +124,14 @@ impl Session {
         match self {
             Self::Quic(session) => session.accept().await.map(Pending::Quic),
             Self::Http2(session) => session.accept().await.map(Pending::Http2),
+        }
+    }
+
+    /// Feels whether the connection is alive; on HTTP/2 only the first one sends PINGs.
+    pub fn pulse(&mut self) -> pulse::Pulse {
+        match self {
+            Self::Quic(session) => session.pulse(),
+            Self::Http2(session) => session.pulse(),
         }
     }
 

@@ -1,15 +1,14 @@
-//! One attempt to get a registered connection: QUIC first, HTTP/2 a moment later if the configuration allows both.
+//! One attempt to get a registered connection: the better transport first, the other a moment later if both are allowed.
 //!
-//! A transport is proven by a registration alone. HTTP/2 starts dialling when QUIC has not registered after 300 ms,
-//! and registers if QUIC still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
+//! A transport is proven by a registration alone. The second starts dialling when the first has not registered after
+//! 300 ms, and registers if the first still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{Shared, discovery, transports};
+use super::{Shared, discovery};
 use crate::{
-    config::Protocol,
     telemetry::Chain,
     transport::{
         self, Incoming, Pending, Session, Transport, http2::Http2Session, quic::QuicOptions, quic::QuicSession,
@@ -17,13 +16,15 @@ use crate::{
     wire::registration::{self, Control, Registered, Registration, RegistrationError},
 };
 
-/// When HTTP/2 starts dialling.
+/// When the second transport starts dialling.
 const SECOND_DIALS: Duration = Duration::from_millis(300);
 /// When it registers, after that.
 const SECOND_REGISTERS: Duration = Duration::from_millis(700);
 /// Bound on dial and handshake; doubled while attempts time out, since a slow path is not a dead one.
 const FIRST_LIMIT: Duration = Duration::from_secs(2);
 const LAST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a QUIC connection must stay alive before it may replace one over HTTP/2: three keep-alives.
+const PROBATION: Duration = Duration::from_secs(3);
 /// Streams that may wait for the registration on HTTP/2.
 const MOST_EARLY: usize = 64;
 
@@ -32,7 +33,7 @@ const MOST_EARLY: usize = 64;
 pub(super) enum Fault {
     /// The edge is not found.
     #[error("{0}")]
-    Discovery(#[from] discovery::Error),
+    Discovery(Arc<discovery::Error>),
     /// Dialling, or a connection that ended.
     #[error("{transport} to {edge}: {error}")]
     Transport {
@@ -57,47 +58,75 @@ pub(super) struct Live {
     pub(super) early: Vec<Pending>,
 }
 
-/// What one connection index remembers from attempt to attempt.
-pub(super) struct Keeper {
+/// How the connections of one index are dialled, and what is remembered from attempt to attempt.
+pub(super) struct Dialler {
     index: u8,
-    protocol: Protocol,
     quic: QuicOptions,
     limit: Duration,
-    failed: Option<SocketAddr>,
 }
 
-impl Keeper {
-    pub(super) fn new(index: u8, protocol: Protocol, quic: QuicOptions) -> Self {
-        Self { index, protocol, quic, limit: FIRST_LIMIT, failed: None }
+impl Dialler {
+    pub(super) fn new(index: u8, quic: QuicOptions) -> Self {
+        Self { index, quic, limit: FIRST_LIMIT }
     }
 
-    /// One attempt over every transport allowed.
-    pub(super) async fn connect(&mut self, shared: &Arc<Shared>, attempts: u8) -> Result<Live, Fault> {
-        let edge = shared.addresses.assign(self.index, self.failed.take()).await?;
-        let outcome = match transports(self.protocol) {
+    /// One attempt at `edge` over every transport allowed, the better one first.
+    pub(super) async fn connect(
+        &mut self,
+        shared: &Arc<Shared>,
+        edge: SocketAddr,
+        attempts: u8,
+    ) -> Result<Live, Fault> {
+        let outcome = match shared.choice.order(edge) {
             [first, second] => self.race(shared, edge, attempts, *first, *second).await,
             [only] => self.over(shared, edge, attempts, *only, std::future::ready(())).await,
-            _ => return Err(Fault::Discovery(discovery::Error::Given("no transport is allowed".into()))),
+            _ => unreachable!("one or two transports"),
         };
-        match &outcome {
+        self.learn(shared, &outcome);
+        outcome
+    }
+
+    /// Dials QUIC beside a connection over HTTP/2, sees whether it stays alive, and only then registers.
+    pub(super) async fn prove_quic(&mut self, shared: &Arc<Shared>, edge: SocketAddr) -> Result<Live, Fault> {
+        let proof = |session: Session| async move {
+            let Session::Quic(session) = session else { return Ok(session) };
+            let mut pulse = session.pulse();
+            pulse.beat();
+            let ended = session.connection().closed();
+            let fault = |error| Fault::Transport { transport: Transport::Quic, edge, error };
+            match tokio::time::timeout(PROBATION, ended).await {
+                Ok(ended) => Err(fault(ended.into())),
+                Err(_) if pulse.beat() => Ok(Session::Quic(session)),
+                Err(_) => {
+                    let silent = transport::Error::TimedOut { what: "sign of life", limit: PROBATION, heard: true };
+                    Err(fault(silent))
+                }
+            }
+        };
+        let outcome = async {
+            let session = self.dial(shared, edge, Transport::Quic).await?;
+            register(shared, self.index, 0, proof(session).await?).await
+        };
+        let outcome = outcome.await;
+        self.learn(shared, &outcome);
+        outcome
+    }
+
+    fn learn(&mut self, shared: &Shared, outcome: &Result<Live, Fault>) {
+        match outcome {
             Ok(live) => {
                 self.limit = FIRST_LIMIT;
                 if let Session::Quic(session) = &live.session {
                     self.quic.port = session.local_port();
                 }
             }
-            Err(Fault::Transport { error: transport::Error::TimedOut { .. }, .. }) => {
+            // Only a slow path gets more time: after a dead one the next dial must start soon after its return.
+            Err(Fault::Transport { error: transport::Error::TimedOut { heard: true, .. }, .. }) => {
                 self.limit = (self.limit * 2).min(LAST_LIMIT);
-                self.failed = Some(edge);
             }
-            Err(Fault::Registration(error)) => {
-                let duplicate = matches!(error, RegistrationError::Refused { cause, .. } if cause == "EDUPCONN");
-                shared.metrics.register_failed(duplicate);
-                self.failed = duplicate.then_some(edge);
-            }
-            Err(_) => self.failed = Some(edge),
+            Err(Fault::Registration(error)) => shared.metrics.register_failed(error.is_duplicate()),
+            Err(_) => {}
         }
-        outcome
     }
 
     async fn race(
@@ -138,8 +167,10 @@ impl Keeper {
                 },
                 outcome = &mut second_attempt, if second_fault.is_none() => match outcome {
                     Ok(live) => {
-                        let reason = first_fault.map_or_else(|| "no registration in time".into(), |f| Chain(&f).to_string());
-                        tracing::warn!(index = self.index, transport = %second, reason, "fell back");
+                        if first == Transport::Quic {
+                            let why = first_fault.map_or_else(|| "no registration in time".into(), |f| Chain(&f).to_string());
+                            shared.choice.leave_quic(edge, &why);
+                        }
                         return Ok(live);
                     }
                     Err(fault) => second_fault = Some(fault),
@@ -162,9 +193,14 @@ impl Keeper {
         transport: Transport,
         may_register: impl Future<Output = ()>,
     ) -> Result<Live, Fault> {
+        let session = self.dial(shared, edge, transport).await?;
+        may_register.await;
+        register(shared, self.index, attempts, session).await
+    }
+
+    async fn dial(&self, shared: &Shared, edge: SocketAddr, transport: Transport) -> Result<Session, Fault> {
         shared.metrics.dialling(self.index, transport.as_str());
         let tls = &shared.config.tls;
-        let fault = |error| Fault::Transport { transport, edge, error };
         let session = match transport {
             Transport::Quic => {
                 QuicSession::dial(edge, tls.quic.clone(), &self.quic, self.limit).await.map(Session::Quic)
@@ -173,9 +209,7 @@ impl Keeper {
                 .await
                 .map(|session| Session::Http2(Box::new(session))),
         };
-        let session = session.map_err(fault)?;
-        may_register.await;
-        register(shared, self.index, attempts, session).await
+        session.map_err(|error| Fault::Transport { transport, edge, error })
     }
 }
 
@@ -198,7 +232,7 @@ async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session
                     }
                 }
             };
-            let timed_out = || fault(transport::Error::TimedOut { what: "control stream", limit });
+            let timed_out = || fault(transport::Error::TimedOut { what: "control stream", limit, heard: true });
             tokio::time::timeout(limit, control).await.unwrap_or_else(|_| Err(timed_out()))?
         }
     };

@@ -3,12 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::Instant};
-use tokio_util::{future::FutureExt, task::TaskTracker};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::{future::FutureExt, sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ConnectionState, Shared,
     attempt::{Fault, Live},
+    liveness::{BEAT, Liveness, Look, Trouble},
 };
 use crate::{
     proxy::{self, Via},
@@ -24,8 +28,16 @@ const IDLE_AFTER_UNREGISTER: Duration = Duration::from_secs(2);
 /// Largest configuration accepted over HTTP/2.
 const MOST_CONFIGURATION: usize = 8 << 20;
 
+/// What a connection and its keeper tell each other.
+pub(super) struct Line {
+    /// Another connection took this one's place: unregister and finish.
+    pub(super) retire: CancellationToken,
+    /// What is wrong with it.
+    pub(super) trouble: watch::Sender<Option<Trouble>>,
+}
+
 /// Serves until the connection ends, and says why it did.
-pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault {
+pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Line) -> Fault {
     let Live { mut session, registered, control, early } = live;
     let via = Via { connection: index, transport: session.transport() };
     let edge = session.remote();
@@ -40,9 +52,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault 
         location: registered.location.clone(),
         id: registered.connection,
         since: Instant::now(),
+        why_not_quic: shared.choice.why_not_quic(edge).filter(|_| via.transport == transport::Transport::Http2),
         unregistered: false,
     };
-    shared.status.send_modify(|status| status.set(index, Some(state)));
+    shared.status.send_modify(|status| status.registered(index, state));
     let control = Arc::new(control);
     if index == 0 && !registered.remotely_managed {
         tell_local_rules(shared, &control);
@@ -63,7 +76,16 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault 
         std::future::pending::<()>().await;
     };
     let mut datagrams = std::pin::pin!(datagrams);
+    let mut liveness = Liveness::new(session.pulse(), edge);
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let draining = shared.tasks.draining();
+    let mut ending = std::pin::pin!(async {
+        tokio::select! {
+            () = draining.cancelled() => {}
+            () = line.retire.cancelled() => {}
+        }
+    });
     let error = loop {
         tokio::select! {
             pending = session.accept() => match pending {
@@ -77,14 +99,20 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault 
             },
             () = control.closed() => break transport::Error::Closed,
             () = &mut datagrams => {}
-            () = draining.cancelled() => {
-                shared.status.send_modify(|status| status.unregistered(index));
-                drain(shared, via, &mut session, &control, &streams).await;
+            _ = beat.tick() => match liveness.look() {
+                Look::Alive(trouble) => {
+                    line.trouble.send_if_modified(|before| std::mem::replace(before, trouble) != trouble);
+                }
+                Look::Dead => break transport::Error::Silent,
+            },
+            () = ending.as_mut() => {
+                shared.status.send_modify(|status| status.unregistered(index, registered.connection));
+                drain(shared, via, &mut session, &control, &streams, &mut liveness).await;
                 break transport::Error::Closed;
             }
         }
     };
-    shared.status.send_modify(|status| status.set(index, None));
+    shared.status.send_modify(|status| status.ended(index, registered.connection));
     drop(control);
     session.close().await;
     tracing::info!(index, %edge, reason = %error, "connection ended");
@@ -92,7 +120,15 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault 
 }
 
 /// Unregisters, then serves what still arrives until the edge closes the connection, it is idle, or the grace is over.
-async fn drain(shared: &Arc<Shared>, via: Via, session: &mut Session, control: &Arc<Control>, streams: &TaskTracker) {
+/// A connection that was merely replaced has no grace: it ends with its last request.
+async fn drain(
+    shared: &Arc<Shared>,
+    via: Via,
+    session: &mut Session,
+    control: &Arc<Control>,
+    streams: &TaskTracker,
+    liveness: &mut Liveness,
+) {
     let grace = shared.config.grace;
     let (told, mut answered) = oneshot::channel::<()>();
     let control = control.clone();
@@ -103,13 +139,23 @@ async fn drain(shared: &Arc<Shared>, via: Via, session: &mut Session, control: &
         }
         drop(told);
     });
-    let deadline = Instant::now() + grace;
+    let draining = shared.tasks.draining();
+    let mut deadline = None;
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle_since: Option<Instant> = None;
     let mut answer_in = false;
     loop {
         let idle = answer_in && streams.is_empty();
         idle_since = if idle { idle_since.or_else(|| Some(Instant::now())) } else { None };
-        let idle_end = idle_since.map_or(deadline, |since| (since + IDLE_AFTER_UNREGISTER).min(deadline));
+        let idle_end = idle_since.map(|since| since + IDLE_AFTER_UNREGISTER);
+        let end = [idle_end, deadline].into_iter().flatten().min();
+        let ended = async {
+            match end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             pending = session.accept() => match pending {
                 Ok(pending) => start(shared, streams, via, pending),
@@ -117,7 +163,9 @@ async fn drain(shared: &Arc<Shared>, via: Via, session: &mut Session, control: &
             },
             _ = &mut answered, if !answer_in => answer_in = true,
             () = streams_empty(streams), if answer_in && !idle => {}
-            () = tokio::time::sleep_until(idle_end) => return,
+            () = draining.cancelled(), if deadline.is_none() => deadline = Some(Instant::now() + grace),
+            _ = beat.tick() => if liveness.look() == Look::Dead { return },
+            () = ended => return,
         }
     }
 }

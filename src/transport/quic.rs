@@ -11,7 +11,7 @@ use quinn::{
     TransportConfig, VarInt, crypto::rustls::QuicClientConfig,
 };
 
-use super::{Error, HEAD_LIMIT, HeadError, Incoming, Recv, Responder, Send, stream::CODE};
+use super::{Error, HEAD_LIMIT, HeadError, Incoming, Recv, Responder, Send, pulse::Pulse, stream::CODE};
 use crate::wire::{self, QUIC_SERVER_NAME, connect};
 
 /// Streams the edge may have open at the start. quinn keeps state for each allowed one: 4,096 cost 2 ms at the
@@ -131,10 +131,12 @@ impl QuicSession {
             .stream_receive_window(window(options.stream_window));
         let mut config = ClientConfig::new(tls);
         config.transport_config(Arc::new(transport));
-        let connecting = endpoint.connect_with(config, edge, QUIC_SERVER_NAME)?;
-        let connection = tokio::time::timeout(limit, connecting)
-            .await
-            .map_err(|_| Error::TimedOut { what: "QUIC handshake", limit })??;
+        let mut connecting = endpoint.connect_with(config, edge, QUIC_SERVER_NAME)?;
+        let deadline = tokio::time::Instant::now() + limit;
+        let silent = |heard| Error::TimedOut { what: "QUIC handshake", limit, heard };
+        // The edge's first flight tells a slow path from a dead one.
+        tokio::time::timeout_at(deadline, connecting.handshake_data()).await.map_err(|_| silent(false))??;
+        let connection = tokio::time::timeout_at(deadline, connecting).await.map_err(|_| silent(true))??;
         Ok(Self { endpoint, connection, stream_limit: FIRST_STREAM_LIMIT })
     }
 
@@ -156,6 +158,11 @@ impl QuicSession {
     /// The local UDP port.
     pub fn local_port(&self) -> u16 {
         self.endpoint.local_addr().map_or(0, |addr| addr.port())
+    }
+
+    /// Feels whether the connection is alive.
+    pub fn pulse(&self) -> Pulse {
+        Pulse::quic(self.connection.clone())
     }
 
     /// The connection itself, for its statistics and datagrams.

@@ -89,6 +89,13 @@ pub enum RegistrationError {
     TimedOut(Duration),
 }
 
+impl RegistrationError {
+    /// Whether the edge has a connection with this index already (protocol.md §5.3: exactly this word).
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Refused { cause, .. } if cause == "EDUPCONN")
+    }
+}
+
 enum Call {
     Unregister(oneshot::Sender<Result<(), String>>),
     LocalConfiguration(Vec<u8>, oneshot::Sender<Result<(), String>>),
