@@ -156,10 +156,12 @@ impl ConnectorView {
             "/ready" => {
                 let ready = if draining { 0 } else { self.status().ready() };
                 let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                // The peer's three keys as the peer writes them, then ours.
                 let body = format!(
-                    "{{\"status\":{},\"readyConnections\":{ready},\"connectorId\":\"{}\"}}",
+                    "{{\"status\":{},\"readyConnections\":{ready},\"connectorId\":\"{}\",\"connections\":{}}}",
                     status.as_u16(),
-                    self.connector
+                    self.connector,
+                    self.connections()
                 );
                 text(status, body)
             }
@@ -177,6 +179,23 @@ impl ConnectorView {
             "/" => text(StatusCode::OK, self.page()),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
+    }
+
+    /// What each connection runs over, and why not over QUIC.
+    fn connections(&self) -> serde_json::Value {
+        let each = self.status().connections.into_iter().enumerate().map(|(index, state)| match state {
+            Some(state) => serde_json::json!({
+                "index": index,
+                "transport": state.transport.as_str(),
+                "whyNotQuic": state.why_not_quic.as_deref(),
+                "edge": state.edge,
+                "location": state.location,
+                "unregistered": state.unregistered,
+                "seconds": state.since.elapsed().as_secs(),
+            }),
+            None => serde_json::json!({ "index": index }),
+        });
+        each.collect()
     }
 
     /// `/diag/tunnel`, in the peer's shape: protocol 0 (HTTP/2) and index 0 are left out.
@@ -212,12 +231,13 @@ impl ConnectorView {
             let _ = match state {
                 Some(state) => writeln!(
                     page,
-                    "connection {index}  {:5}  {}  {}  for {} s{}",
+                    "connection {index}  {:5}  {}  {}  for {} s{}{}",
                     state.transport.as_str(),
                     state.edge,
                     state.location,
                     state.since.elapsed().as_secs(),
-                    if state.unregistered { "  unregistered" } else { "" }
+                    if state.unregistered { "  unregistered" } else { "" },
+                    state.why_not_quic.as_ref().map(|why| format!("  (not QUIC: {why})")).unwrap_or_default()
                 ),
                 None => writeln!(page, "connection {index}  down"),
             };

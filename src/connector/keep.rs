@@ -4,18 +4,9 @@
 //! and QUIC may work again, or when it is not where it belongs. The new one registers, the old one unregisters and
 //! finishes what it has: no request notices.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -151,7 +142,16 @@ impl Keeper {
         // An edge that came back should have its connection before its door opens: two seconds at most.
         let beside = Backoff::new(Duration::from_millis(500), Duration::from_secs(2));
         let not_before = Instant::now();
-        Self { shared, index, dialler, waits, beside, not_before, complaint: Complaint::default(), try_elsewhere: false }
+        Self {
+            shared,
+            index,
+            dialler,
+            waits,
+            beside,
+            not_before,
+            complaint: Complaint::default(),
+            try_elsewhere: false,
+        }
     }
 
     /// One attempt, at home or, if that did not answer, elsewhere.
@@ -290,7 +290,9 @@ impl Keeper {
                     let why = format!("it went silent {} s after it connected", current.since.elapsed().as_secs());
                     shared.choice.leave_quic(current.edge, &why);
                 }
-                Why::Trouble(Trouble::Lossy) => shared.choice.leave_quic(current.edge, "it loses a quarter of its packets"),
+                Why::Trouble(Trouble::Lossy) => {
+                    shared.choice.leave_quic(current.edge, "it loses a quarter of its packets")
+                }
                 _ => {}
             }
         }

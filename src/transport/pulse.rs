@@ -75,10 +75,7 @@ impl Pulse {
         let path = connection.stats().path;
         let now = Sent { packets: path.sent_packets, lost: path.lost_packets };
         let before = std::mem::replace(&mut self.sent, now);
-        Sent {
-            packets: now.packets.saturating_sub(before.packets),
-            lost: now.lost.saturating_sub(before.lost),
-        }
+        Sent { packets: now.packets.saturating_sub(before.packets), lost: now.lost.saturating_sub(before.lost) }
     }
 }
 

@@ -30,6 +30,7 @@ mod http_tls;
 mod https;
 mod ingress_table;
 mod layers;
+mod netns;
 mod origins;
 mod raw_attempts;
 mod raw_connector;
