@@ -76,7 +76,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
         std::future::pending::<()>().await;
     };
     let mut datagrams = std::pin::pin!(datagrams);
-    let mut liveness = Liveness::new(session.pulse(), edge);
+    let mut liveness = Liveness::new(session.pulse(), edge, shared.config.quic.bind.is_some());
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let draining = shared.tasks.draining();

@@ -3,7 +3,11 @@
 //! Looked at twice a second by the connection itself. Silence counts in looks, not in time, so that a process that
 //! stood still for a while does not take its own sleep for the network's.
 
-use std::{net::IpAddr, net::SocketAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use super::network::source_towards;
 use crate::transport::pulse::{Pulse, Sent};
@@ -48,7 +52,7 @@ pub(super) struct Liveness {
     edge: SocketAddr,
     source: Option<IpAddr>,
     silent: u32,
-    window: std::collections::VecDeque<Sent>,
+    window: VecDeque<Sent>,
 }
 
 /// The outcome of a look.
@@ -61,8 +65,10 @@ pub(super) enum Look {
 }
 
 impl Liveness {
-    pub(super) fn new(pulse: Pulse, edge: SocketAddr) -> Self {
-        Self { pulse, edge, source: source_towards(edge), silent: 0, window: std::collections::VecDeque::new() }
+    /// `bound` connections have a local address that does not follow the route.
+    pub(super) fn new(pulse: Pulse, edge: SocketAddr, bound: bool) -> Self {
+        let source = if bound { None } else { source_towards(edge) };
+        Self { pulse, edge, source, silent: 0, window: VecDeque::new() }
     }
 
     /// Looks once.
@@ -78,14 +84,17 @@ impl Liveness {
         if loses_too_much(&mut self.window, sent) {
             return Look::Alive(Some(Trouble::Lossy));
         }
-        let source = source_towards(self.edge);
-        // No route may be a moment between two; silence tells if it is not.
-        let rerouted = source.is_some() && self.source.is_some() && source != self.source;
-        Look::Alive(rerouted.then_some(Trouble::Rerouted))
+        Look::Alive(self.rerouted().then_some(Trouble::Rerouted))
+    }
+
+    /// No route may be a moment between two; silence tells if it is not.
+    fn rerouted(&self) -> bool {
+        let Some(source) = self.source else { return false };
+        source_towards(self.edge).is_some_and(|now| now != source)
     }
 }
 
-fn loses_too_much(window: &mut std::collections::VecDeque<Sent>, sent: Sent) -> bool {
+fn loses_too_much(window: &mut VecDeque<Sent>, sent: Sent) -> bool {
     if window.len() == LOSS_WINDOW {
         window.pop_front();
     }
@@ -102,7 +111,7 @@ mod tests {
     #[test]
     fn loss_counts_over_five_seconds_and_only_with_something_to_lose() {
         let judge = |looks: &[(u64, u64)]| {
-            let mut window = std::collections::VecDeque::new();
+            let mut window = VecDeque::new();
             looks.iter().map(|&(packets, lost)| loses_too_much(&mut window, Sent { packets, lost })).last().unwrap()
         };
         assert!(!judge(&[(10, 10); 10]), "a hundred packets say little");

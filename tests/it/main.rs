@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::or_fun_call,
+    clippy::print_stderr,
     reason = "a test that fails says why by panicking"
 )]
 
@@ -40,6 +41,7 @@ mod raw_quic;
 mod raw_service;
 mod refusals;
 mod rules_pushed;
+mod several_edges;
 mod socks;
 mod streams;
 mod visitors;
