@@ -9,6 +9,7 @@
 )]
 
 mod body;
+mod chaos;
 mod cli;
 mod cloudflared;
 mod config_cases;
@@ -31,6 +32,7 @@ mod http_tls;
 mod https;
 mod ingress_table;
 mod layers;
+mod many;
 mod netns;
 mod origins;
 mod raw_attempts;
