@@ -45,8 +45,9 @@ struct Door {
 struct Failure {
     door: usize,
     sent: Instant,
-    failed: Instant,
-    what: String,
+    /// For the message when the test fails.
+    _failed: Instant,
+    _what: String,
 }
 
 struct Load {
@@ -84,7 +85,7 @@ impl Load {
                     kept = (keeps && stays).then_some((door, stream));
                 }
                 Err(what) => {
-                    let failure = Failure { door, sent, failed: Instant::now(), what };
+                    let failure = Failure { door, sent, _failed: Instant::now(), _what: what };
                     self.failures.lock().await.push(failure);
                 }
             }

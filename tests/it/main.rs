@@ -44,6 +44,7 @@ mod raw_service;
 mod refusals;
 mod rules_pushed;
 mod several_edges;
+mod silence;
 mod socks;
 mod streams;
 mod visitors;
