@@ -5,6 +5,7 @@
 mod attempt;
 mod connection;
 pub mod discovery;
+mod drain;
 pub mod rules;
 mod status;
 
@@ -67,6 +68,13 @@ pub(crate) struct Shared {
     pub(crate) addresses: Addresses,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) tasks: Tasks,
+}
+
+impl Shared {
+    /// Whether what is still open now is cut.
+    fn grace_is_over(&self) -> bool {
+        self.tasks.drained_at().is_some_and(|began| began.elapsed() >= self.config.grace)
+    }
 }
 
 /// The parts that a connector is put together from.

@@ -121,6 +121,27 @@ impl Session {
         }
     }
 
+    /// STREAM frames sent so far: while the number grows, an answer is still on its way although its stream's task may
+    /// have ended. Over HTTP/2 [`Session::say_goodbye`] tells that instead.
+    pub fn stream_frames(&self) -> u64 {
+        match self {
+            Self::Quic(session) => session.connection().stats().frame_tx.stream,
+            Self::Http2(_) => 0,
+        }
+    }
+
+    /// Takes nothing new: GOAWAY, after which [`Session::accept`] ends when every stream has been sent whole. QUIC has
+    /// no such thing, and this returns `false`.
+    pub fn say_goodbye(&mut self) -> bool {
+        match self {
+            Self::Quic(_) => false,
+            Self::Http2(session) => {
+                session.say_goodbye();
+                true
+            }
+        }
+    }
+
     /// Closes the connection, whatever is on it.
     pub async fn close(self) {
         match self {

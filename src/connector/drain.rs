@@ -1,0 +1,130 @@
+//! The end of a registered connection that is drained (protocol.md §5.4).
+//!
+//! Unregister; serve what still arrives; leave when the edge closes, or after two idle seconds behind its answer, at
+//! the latest when the grace period is over. What is idle has also sent everything: an answer whose task has ended
+//! may still wait in the transport for a slow path or a slow visitor.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use super::{Shared, connection::start};
+use crate::{
+    proxy::Via,
+    transport::{Pending, Session},
+    wire::registration::Control,
+};
+
+/// After the edge answered the unregistration, a connection that is idle for this long is closed by us.
+const IDLE: Duration = Duration::from_secs(2);
+/// An edge that has not answered by then will not; a call over a slow path needs two round trips.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// The edge is told to send nothing new even without a grace period. It has this long to take it.
+const LEAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How often an idle QUIC connection is asked whether it is still sending.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What became of the unregistration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Asked,
+    Answered,
+    /// No answer, or a refusal: whatever the edge thinks, it is not to be waited for.
+    Unheard,
+}
+
+/// Unregisters, then serves until the connection may be closed. Returns how many streams the end cuts.
+pub(super) async fn drain(
+    shared: &Arc<Shared>,
+    via: Via,
+    session: &mut Session,
+    control: Arc<Control>,
+    streams: &TaskTracker,
+) -> usize {
+    let began = shared.tasks.drained_at().unwrap_or_else(Instant::now);
+    let deadline = began + shared.config.grace;
+    let now = Instant::now();
+    let answer_by = (now + ANSWER_LIMIT).min(deadline).max(now + LEAST_ANSWER_LIMIT);
+    let mut answer = unregister(shared, via, control, answer_by - now);
+    let mut told = Told::Asked;
+    let mut idle = Idle::default();
+    loop {
+        let now = Instant::now();
+        let quiet = told != Told::Asked && streams.is_empty();
+        let until = match idle.until(quiet, session, now) {
+            // An HTTP/2 connection says goodbye and ends by itself once everything is sent.
+            Some(until) if until <= now && told == Told::Answered && session.say_goodbye() => deadline,
+            Some(until) => until.min(deadline),
+            None => deadline,
+        };
+        // While the edge has not been heard, what it still sends gets an answer.
+        let until = if told == Told::Asked { until.max(answer_by) } else { until };
+        if until <= now {
+            return streams.len();
+        }
+        tokio::select! {
+            pending = session.accept() => match pending {
+                Ok(pending) if now < deadline => start(shared, streams, via, pending),
+                Ok(pending) => refuse(shared, pending),
+                // Streams of a connection that is gone end by themselves.
+                Err(_) => return streams.len(),
+            },
+            outcome = &mut answer, if told == Told::Asked => {
+                told = if outcome == Ok(true) { Told::Answered } else { Told::Unheard };
+            }
+            () = emptied(streams), if told != Told::Asked && !quiet => {}
+            () = tokio::time::sleep_until(until.min(now + LOOK)), if quiet => {}
+            () = tokio::time::sleep_until(until), if !quiet => {}
+        }
+    }
+}
+
+/// Since when nothing happens on a connection.
+#[derive(Default)]
+struct Idle {
+    since: Option<(Instant, u64)>,
+}
+
+impl Idle {
+    /// When a connection that stays `quiet` has been idle for long enough.
+    fn until(&mut self, quiet: bool, session: &Session, now: Instant) -> Option<Instant> {
+        if !quiet {
+            self.since = None;
+            return None;
+        }
+        let sent = session.stream_frames();
+        match self.since {
+            Some((since, before)) if before == sent => Some(since + IDLE),
+            _ => {
+                self.since = Some((now, sent));
+                Some(now + IDLE)
+            }
+        }
+    }
+}
+
+/// Completes with whether the edge took the unregistration.
+fn unregister(shared: &Arc<Shared>, via: Via, control: Arc<Control>, limit: Duration) -> oneshot::Receiver<bool> {
+    let (told, answered) = oneshot::channel();
+    shared.tasks.spawn(async move {
+        let outcome = control.unregister(limit).await;
+        match &outcome {
+            Ok(()) => tracing::info!(index = via.connection, "unregistered"),
+            Err(error) => tracing::warn!(index = via.connection, error, "could not unregister"),
+        }
+        let _ = told.send(outcome.is_ok());
+    });
+    answered
+}
+
+fn refuse(shared: &Arc<Shared>, pending: Pending) {
+    let metrics = shared.metrics.clone();
+    shared.tasks.spawn(async move { crate::proxy::refuse_draining(&metrics, pending).await });
+}
+
+async fn emptied(streams: &TaskTracker) {
+    streams.close();
+    streams.wait().await;
+    streams.reopen();
+}
