@@ -18,6 +18,8 @@ mod config_secrets;
 mod config_values;
 mod credentials_cases;
 mod credentials_source;
+mod drain_edge;
+mod drain_websocket;
 mod edge_front;
 mod edge_state;
 mod flows;
