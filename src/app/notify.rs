@@ -1,5 +1,11 @@
 //! What systemd is told (sd_notify(3)): started, what the connector is doing, stopping.
 
+use std::{
+    ffi::OsStr,
+    io,
+    os::unix::net::{SocketAddr, UnixDatagram},
+};
+
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 
@@ -45,8 +51,30 @@ fn line(status: &Status) -> String {
     }
 }
 
+/// Sends to `NOTIFY_SOCKET`: a path, or a name in Linux' abstract space behind an `@`, which containers get.
 fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    use std::fmt::Write;
+    let Some(to) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let mut message = String::new();
+    for state in states {
+        // Writing to a String cannot fail.
+        let _ = writeln!(message, "{state}");
+    }
+    let sent = address(&to).and_then(|to| {
+        let socket = UnixDatagram::unbound()?;
+        // A supervisor that does not read must not stop the traffic.
+        socket.set_nonblocking(true)?;
+        socket.send_to_addr(message.as_bytes(), &to)
+    });
+    if let Err(error) = sent {
         tracing::warn!(%error, "systemd cannot be told");
     }
+}
+
+fn address(to: &OsStr) -> io::Result<SocketAddr> {
+    #[cfg(target_os = "linux")]
+    if let Some(name) = to.as_encoded_bytes().strip_prefix(b"@") {
+        return <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name);
+    }
+    SocketAddr::from_pathname(to)
 }

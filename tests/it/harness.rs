@@ -378,6 +378,11 @@ pub(crate) async fn canned(answer: impl Into<Vec<u8>>) -> SocketAddr {
     .await
 }
 
+/// An address where nobody listens now.
+pub(crate) async fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
 /// A configuration with one rule for everything.
 pub(crate) fn rule(service: impl std::fmt::Display) -> String {
     format!("ingress:\n  - service: {service}\n")

@@ -19,6 +19,8 @@ mod config_values;
 mod credentials_cases;
 mod credentials_source;
 mod drain_edge;
+mod drain_load;
+mod drain_process;
 mod drain_websocket;
 mod edge_front;
 mod edge_state;

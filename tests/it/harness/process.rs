@@ -5,6 +5,7 @@ use std::process::{ExitStatus, Output, Stdio};
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
+    task::JoinHandle,
 };
 
 use super::{LIMIT, Lab, Over};
@@ -26,13 +27,20 @@ pub(crate) async fn run(args: &[&str]) -> (i32, String, String) {
 /// A connector of a lab's edge with one connection.
 pub(crate) struct Connector {
     child: Child,
+    /// What it logs. Read all the time: a pipe that nobody reads fills up, and then a log line waits for ever.
+    log: JoinHandle<String>,
     /// A folder of its own.
     _dir: tempfile::TempDir,
 }
 
 impl Connector {
     /// Starts it; it may not be registered yet.
-    pub(crate) fn spawn(lab: &Lab, over: Over, rules: &str, further: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) fn spawn(
+        lab: &Lab,
+        over: Over,
+        rules: &str,
+        further: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (config, token) = (dir.path().join("config.yml"), dir.path().join("token"));
         std::fs::write(&config, rules).unwrap();
@@ -44,7 +52,15 @@ impl Connector {
         command.arg("--config").arg(&config).arg("--token-file").arg(&token);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         further(&mut command);
-        Self { child: command.spawn().unwrap(), _dir: dir }
+        let mut child = command.spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        #[allow(clippy::disallowed_methods, reason = "its end is awaited by hand")]
+        let log = tokio::spawn(async move {
+            let mut log = Vec::new();
+            let _ = stderr.read_to_end(&mut log).await;
+            String::from_utf8_lossy(&log).into_owned()
+        });
+        Self { child, log, _dir: dir }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -59,13 +75,8 @@ impl Connector {
 
     /// Waits for its end: how, and its log.
     pub(crate) async fn ended(mut self) -> (ExitStatus, String) {
-        let mut log = Vec::new();
-        let end = async {
-            self.child.stderr.as_mut().unwrap().read_to_end(&mut log).await.unwrap();
-            self.child.wait().await.unwrap()
-        };
-        let status = tokio::time::timeout(LIMIT, end).await.expect("the process does not end");
-        (status, String::from_utf8_lossy(&log).into_owned())
+        let status = tokio::time::timeout(LIMIT, self.child.wait()).await.expect("the process does not end");
+        (status.unwrap(), self.log.await.unwrap())
     }
 }
 
@@ -78,11 +89,11 @@ pub(crate) struct Process {
 impl Process {
     /// One connection, the rules of `rules` (a whole configuration file).
     pub(crate) async fn start(over: Over, rules: &str) -> Self {
-        Self::with(over, rules, |_| {}).await
+        Self::with(over, rules, |command| command).await
     }
 
     /// As [`Process::start`], with further arguments or variables.
-    pub(crate) async fn with(over: Over, rules: &str, further: impl FnOnce(&mut Command)) -> Self {
+    pub(crate) async fn with(over: Over, rules: &str, further: impl FnOnce(&mut Command) -> &mut Command) -> Self {
         let lab = Lab::edge_only().await;
         let connector = Connector::spawn(&lab, over, rules, further);
         lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.expect("the connector did not register");
