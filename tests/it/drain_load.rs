@@ -39,14 +39,14 @@ impl Counts {
     }
 }
 
-/// Answers with what was sent; every fourth request takes a while, so that there is always something in flight.
+/// Answers with what was sent; every other request takes a while, so that there is always something in flight.
 async fn service() -> SocketAddr {
     let asked = Arc::new(AtomicUsize::new(0));
     scripted(move |mut peer| {
         let asked = asked.clone();
         async move {
             while let Some((head, body)) = peer.request().await {
-                if asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(4) {
+                if asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 let body = if head.method() == "POST" { body } else { head.target().into() };
