@@ -9,7 +9,10 @@ mod drain;
 pub mod rules;
 mod status;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
@@ -28,6 +31,9 @@ use crate::{
 use attempt::Fault;
 use discovery::{Addresses, EdgeSource};
 pub use status::{ConnectionState, Status};
+
+/// A drain waits this long for the answer to a registration that is under way.
+const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a connector is told.
 #[derive(Clone, Debug)]
@@ -163,9 +169,22 @@ async fn keep(shared: &Arc<Shared>, index: u8, first_up: Option<watch::Sender<bo
     let mut keeper = attempt::Keeper::new(index, shared.config.protocol, shared.config.quic.clone());
     while !draining.is_cancelled() {
         let attempts = waits.attempts();
-        let attempt = tokio::select! {
-            attempt = keeper.connect(shared, attempts) => attempt,
-            () = draining.cancelled() => return,
+        let asking = keeper.asking();
+        let attempt = {
+            let mut attempt = std::pin::pin!(keeper.connect(shared, attempts));
+            tokio::select! {
+                attempt = &mut attempt => attempt,
+                () = draining.cancelled() => {
+                    if asking.load(Ordering::Relaxed) == 0 {
+                        return;
+                    }
+                    // The edge may send requests over it already: it is taken over and drained like the others.
+                    match tokio::time::timeout(LAST_ANSWER_LIMIT, attempt).await {
+                        Ok(attempt) => attempt,
+                        Err(_) => return,
+                    }
+                }
+            }
         };
         let fault = match attempt {
             Ok(live) => {

@@ -3,7 +3,14 @@
 //! A transport is proven by a registration alone. HTTP/2 starts dialling when QUIC has not registered after 300 ms,
 //! and registers if QUIC still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use uuid::Uuid;
 
@@ -64,11 +71,33 @@ pub(super) struct Keeper {
     quic: QuicOptions,
     limit: Duration,
     failed: Option<SocketAddr>,
+    asking: Arc<AtomicU8>,
+}
+
+/// A registration whose answer is awaited. The edge may have taken the connection already.
+struct Asking<'a>(&'a AtomicU8);
+
+impl<'a> Asking<'a> {
+    fn begin(asking: &'a AtomicU8) -> Self {
+        asking.fetch_add(1, Ordering::Relaxed);
+        Self(asking)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Keeper {
     pub(super) fn new(index: u8, protocol: Protocol, quic: QuicOptions) -> Self {
-        Self { index, protocol, quic, limit: FIRST_LIMIT, failed: None }
+        Self { index, protocol, quic, limit: FIRST_LIMIT, failed: None, asking: Arc::default() }
+    }
+
+    /// How many registrations of the attempt under way wait for their answer.
+    pub(super) fn asking(&self) -> Arc<AtomicU8> {
+        self.asking.clone()
     }
 
     /// One attempt over every transport allowed.
@@ -175,6 +204,7 @@ impl Keeper {
         };
         let session = session.map_err(fault)?;
         may_register.await;
+        let _asking = Asking::begin(&self.asking);
         register(shared, self.index, attempts, session).await
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     harness::{Over, over_both},
-    raw_edge::{H2Peer, QuicPeer, RawEdge, Running, soon},
+    raw_edge::{H2Peer, QuicPeer, RawEdge, Running, registered, soon},
     raw_service::{get, h2_get, rules},
 };
 
@@ -98,7 +98,30 @@ async fn no_grace(over: Over) {
     ends(&mut connector).await;
 }
 
+async fn registering(over: Over) {
+    let edge = RawEdge::new().await;
+    let rules = rules().await;
+    let mut connector = edge.connector_with(over.as_str(), &rules, |flags| flags.with("grace-period", "2m")).await;
+    let (mut peer, reply) = match over {
+        Over::Quic => {
+            let (peer, reply) = edge.quic_asked().await;
+            (Peer::Quic(peer), reply)
+        }
+        Over::Http2 => {
+            let (peer, reply) = edge.h2_asked().await;
+            (Peer::Http2(peer), reply)
+        }
+    };
+    // The edge takes the connection, and uses it, at the moment of the drain.
+    connector.tasks.drain();
+    reply.send(Ok(registered(true))).unwrap();
+    assert_eq!(peer.ask("/at-once").await.0, 200);
+    peer.unregistration().await.send(()).unwrap();
+    ends(&mut connector).await;
+}
+
 over_both! {
+    a_registration_that_crosses_a_drain_loses_no_request => registering,
     an_idle_connector_leaves_an_edge_that_keeps_the_connection => keeps_the_connection,
     an_edge_that_does_not_answer_an_unregistration_is_left => never_answers,
     without_a_grace_the_edge_is_told_and_what_still_arrives_is_refused => no_grace,
