@@ -52,7 +52,7 @@ pub(super) async fn drain(
     loop {
         let now = Instant::now();
         let quiet = told != Told::Asked && streams.is_empty();
-        let until = match idle.until(quiet, session, now) {
+        let until = match idle.until(quiet.then(|| session.stream_frames()), now) {
             // An HTTP/2 connection says goodbye and ends by itself once everything is sent.
             Some(until) if until <= now && told == Told::Answered && session.say_goodbye() => deadline,
             Some(until) => until.min(deadline),
@@ -87,20 +87,14 @@ struct Idle {
 }
 
 impl Idle {
-    /// When a connection that stays `quiet` has been idle for long enough.
-    fn until(&mut self, quiet: bool, session: &Session, now: Instant) -> Option<Instant> {
-        if !quiet {
-            self.since = None;
-            return None;
-        }
-        let sent = session.stream_frames();
-        match self.since {
-            Some((since, before)) if before == sent => Some(since + IDLE),
-            _ => {
-                self.since = Some((now, sent));
-                Some(now + IDLE)
-            }
-        }
+    /// When a connection has been idle for long enough, if nothing happens until then. `quiet` is `None` while streams
+    /// are open or the edge has not answered, else how much was sent so far.
+    fn until(&mut self, quiet: Option<u64>, now: Instant) -> Option<Instant> {
+        self.since = quiet.map(|sent| match self.since {
+            Some((since, before)) if before == sent => (since, sent),
+            _ => (now, sent),
+        });
+        self.since.map(|(since, _)| since + IDLE)
     }
 }
 
@@ -127,4 +121,23 @@ async fn emptied(streams: &TaskTracker) {
     streams.close();
     streams.wait().await;
     streams.reopen();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_is_two_seconds_without_a_stream_and_without_a_frame_of_one() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut idle = Idle::default();
+        assert_eq!(idle.until(None, at(0)), None);
+        assert_eq!(idle.until(Some(7), at(1)), Some(at(3)));
+        assert_eq!(idle.until(Some(7), at(2)), Some(at(3)));
+        // The last answer is still being sent, although nobody waits for it here.
+        assert_eq!(idle.until(Some(9), at(3)), Some(at(5)));
+        assert_eq!(idle.until(None, at(4)), None, "a request arrived");
+        assert_eq!(idle.until(Some(9), at(5)), Some(at(7)));
+    }
 }

@@ -280,7 +280,7 @@ mod tests {
         ) -> usize {
             size_of::<F>()
         }
-        let size = size(|io, first, send, recv, draining| pass(io, first, send, recv, draining));
+        let size = size(pass);
         // 1.5 KiB measured; it is on the heap, beside the future of the stream.
         assert!(size <= 2 << 10, "{size} bytes");
     }

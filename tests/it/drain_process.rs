@@ -1,14 +1,19 @@
 //! Stopping the program as a supervisor does: signals, exit status, `POST /drain`, `adit drain`, sd_notify.
 
-use std::{net::SocketAddr, os::linux::net::SocketAddrExt};
+use std::{net::SocketAddr, os::linux::net::SocketAddrExt, process::Stdio};
 
 use adit::admin::drain::Progress;
-use tokio::{net::UnixDatagram, sync::mpsc};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::UnixDatagram,
+    process::Command,
+    sync::mpsc,
+};
 
 use crate::harness::{
     LIMIT, Lab, Over, eventually, free_port, over_both,
     peer::{Peer, scripted},
-    process::{Connector, Process, run},
+    process::{Connector, Process, adit, run},
     rule,
 };
 
@@ -196,6 +201,19 @@ async fn ready_means_configuration_and_secrets_whatever_the_edge_does() {
     assert!(buffer[..length].starts_with(b"READY=1\n"));
     connector.signal("TERM").await;
     assert_eq!(connector.ended().await.0.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_demo_drains_on_a_signal() {
+    let mut demo = adit().arg("demo").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let mut said = async || tokio::time::timeout(LIMIT, lines.next_line()).await.expect("the demo is silent").unwrap();
+    while !said().await.expect("the demo ended").starts_with("Ctrl-C") {}
+    let pid = demo.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    assert_eq!(said().await.as_deref(), Some("draining"));
+    let status = tokio::time::timeout(LIMIT, demo.wait()).await.expect("does not end").unwrap();
+    assert_eq!(status.code(), Some(0));
 }
 
 over_both! {
