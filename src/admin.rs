@@ -2,6 +2,8 @@
 //!
 //! Liveness says that the process answers, nothing more: an edge that is away must not kill a pod.
 
+pub mod drain;
+
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -59,6 +61,10 @@ pub struct ConnectorView {
     pub tasks: Tasks,
     /// The tunnel, once known.
     pub tunnel: watch::Receiver<Option<Uuid>>,
+    /// Bound on draining.
+    pub grace: Duration,
+    /// Whether a drain has come to its end.
+    pub drained: watch::Receiver<bool>,
 }
 
 /// Binds the admin address: the one asked for, or the first free one of five, or any.
@@ -92,14 +98,15 @@ pub async fn serve(listener: TcpListener, view: View, tasks: Tasks) {
             accepted = listener.accept() => accepted,
             () = ending.cancelled() => return,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, peer)) = accepted else { continue };
+        let near = drain::is_near(&stream, peer);
         let view = view.clone();
         let ending = ending.clone();
         tasks.spawn(async move {
             let _place = place;
             let service = service_fn(move |request| {
                 let view = view.clone();
-                async move { Ok::<_, Infallible>(answer(&view, &request)) }
+                async move { Ok::<_, Infallible>(answer(&view, &request, near)) }
             });
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
@@ -127,7 +134,12 @@ fn health(ok: bool, why: &'static str) -> Response<Full<Bytes>> {
     if ok { text(StatusCode::OK, "ok\n") } else { text(StatusCode::SERVICE_UNAVAILABLE, why) }
 }
 
-fn answer(view: &View, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(view: &View, request: &Request<Incoming>, near: bool) -> Response<Full<Bytes>> {
+    if request.uri().path() == drain::PATH
+        && let View::Connector(view) = view
+    {
+        return drain::answer(view, request, near);
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }

@@ -7,6 +7,7 @@ mod attempt;
 mod choice;
 mod connection;
 pub mod discovery;
+mod drain;
 mod keep;
 mod liveness;
 mod network;
@@ -76,6 +77,13 @@ pub(crate) struct Shared {
     retired: TaskTracker,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) tasks: Tasks,
+}
+
+impl Shared {
+    /// Whether what is still open now is cut.
+    fn grace_is_over(&self) -> bool {
+        self.tasks.drained_at().is_some_and(|began| began.elapsed() >= self.config.grace)
+    }
 }
 
 /// The parts that a connector is put together from.

@@ -157,6 +157,7 @@ pub struct Metrics {
     malformed_streams: Counter,
     dropped_datagrams: Counter,
     ignored_keys: Counter,
+    streams_cut: Counter,
     panics: IntGauge,
 }
 
@@ -212,6 +213,7 @@ impl Metrics {
             malformed_streams: Counter::default(),
             dropped_datagrams: Counter::default(),
             ignored_keys: Counter::default(),
+            streams_cut: Counter::default(),
             panics: IntGauge::default(),
         };
         metrics.bytes_in = metrics.bytes.get_or_create_owned(&DirectionLabel { direction: "to_service" });
@@ -297,6 +299,7 @@ impl Metrics {
         r.register("adit_malformed_streams", "Streams of the edge that made no sense", self.malformed_streams.clone());
         r.register("adit_dropped_datagrams", "Datagrams, which are not served yet", self.dropped_datagrams.clone());
         r.register("adit_ignored_configuration_keys", "Unknown keys in pushed rules", self.ignored_keys.clone());
+        r.register("adit_streams_cut", "Streams that outlived a grace period", self.streams_cut.clone());
         r.register("adit_task_panics", "Panics that ended one stream each", self.panics.clone());
     }
 
@@ -429,6 +432,16 @@ impl Metrics {
         if !ok {
             self.local_config_push_errors.inc();
         }
+    }
+
+    /// Streams were open when a grace period ended.
+    pub fn cut(&self, streams: usize) {
+        self.streams_cut.inc_by(streams as u64);
+    }
+
+    /// Streams that outlived a grace period so far.
+    pub fn streams_cut(&self) -> u64 {
+        self.streams_cut.get()
     }
 
     /// Takes over the count of panics.

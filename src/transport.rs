@@ -127,6 +127,35 @@ impl Session {
         }
     }
 
+    /// STREAM frames sent so far: while the number grows, an answer is still on its way although its stream's task may
+    /// have ended. Over HTTP/2 [`Session::say_goodbye`] tells that instead.
+    pub fn stream_frames(&self) -> u64 {
+        match self {
+            Self::Quic(session) => session.connection().stats().frame_tx.stream,
+            Self::Http2(_) => 0,
+        }
+    }
+
+    /// Takes nothing new: GOAWAY, after which [`Session::accept`] ends when every stream has been sent whole. QUIC has
+    /// no such thing, and this returns `false`.
+    pub fn say_goodbye(&mut self) -> bool {
+        match self {
+            Self::Quic(_) => false,
+            Self::Http2(session) => {
+                session.say_goodbye();
+                true
+            }
+        }
+    }
+
+    /// Completes when a connection that nobody accepts streams from has ended. HTTP/2 is not driven meanwhile: never.
+    pub async fn ended(&self) -> Error {
+        match self {
+            Self::Quic(session) => session.connection().closed().await.into(),
+            Self::Http2(_) => std::future::pending().await,
+        }
+    }
+
     /// Feels whether the connection is alive; on HTTP/2 only the first one sends PINGs.
     pub fn pulse(&mut self) -> pulse::Pulse {
         match self {

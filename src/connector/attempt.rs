@@ -3,7 +3,14 @@
 //! A transport is proven by a registration alone. The second starts dialling when the first has not registered after
 //! 300 ms, and registers if the first still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use uuid::Uuid;
 
@@ -63,11 +70,33 @@ pub(super) struct Dialler {
     index: u8,
     quic: QuicOptions,
     limit: Duration,
+    asking: Arc<AtomicU8>,
+}
+
+/// A registration whose answer is awaited. The edge may have taken the connection already.
+struct Asking<'a>(&'a AtomicU8);
+
+impl<'a> Asking<'a> {
+    fn begin(asking: &'a AtomicU8) -> Self {
+        asking.fetch_add(1, Ordering::Relaxed);
+        Self(asking)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Dialler {
     pub(super) fn new(index: u8, quic: QuicOptions) -> Self {
-        Self { index, quic, limit: FIRST_LIMIT }
+        Self { index, quic, limit: FIRST_LIMIT, asking: Arc::default() }
+    }
+
+    /// How many registrations of the attempt under way wait for their answer.
+    pub(super) fn asking(&self) -> Arc<AtomicU8> {
+        self.asking.clone()
     }
 
     /// One attempt at `edge` over every transport allowed, the better one first.
@@ -88,24 +117,11 @@ impl Dialler {
 
     /// Dials QUIC beside a connection over HTTP/2, sees whether it stays alive, and only then registers.
     pub(super) async fn prove_quic(&mut self, shared: &Arc<Shared>, edge: SocketAddr) -> Result<Live, Fault> {
-        let proof = |session: Session| async move {
-            let Session::Quic(session) = session else { return Ok(session) };
-            let mut pulse = session.pulse();
-            pulse.beat();
-            let ended = session.connection().closed();
-            let fault = |error| Fault::Transport { transport: Transport::Quic, edge, error };
-            match tokio::time::timeout(PROBATION, ended).await {
-                Ok(ended) => Err(fault(ended.into())),
-                Err(_) if pulse.beat() => Ok(Session::Quic(session)),
-                Err(_) => {
-                    let silent = transport::Error::TimedOut { what: "sign of life", limit: PROBATION, heard: true };
-                    Err(fault(silent))
-                }
-            }
-        };
         let outcome = async {
-            let session = self.dial(shared, edge, Transport::Quic).await?;
-            register(shared, self.index, 0, proof(session).await?).await
+            let mut session = self.dial(shared, edge, Transport::Quic).await?;
+            prove(&mut session).await.map_err(|error| Fault::Transport { transport: Transport::Quic, edge, error })?;
+            let _asking = Asking::begin(&self.asking);
+            register(shared, self.index, 0, session).await
         };
         let outcome = outcome.await;
         self.learn(shared, &outcome);
@@ -195,6 +211,7 @@ impl Dialler {
     ) -> Result<Live, Fault> {
         let session = self.dial(shared, edge, transport).await?;
         may_register.await;
+        let _asking = Asking::begin(&self.asking);
         register(shared, self.index, attempts, session).await
     }
 
@@ -211,6 +228,17 @@ impl Dialler {
         };
         session.map_err(|error| Fault::Transport { transport, edge, error })
     }
+}
+
+/// Sees a connection through its probation: it must not end, and something must be heard.
+async fn prove(session: &mut Session) -> Result<(), transport::Error> {
+    let mut pulse = session.pulse();
+    pulse.beat();
+    if let Ok(ended) = tokio::time::timeout(PROBATION, session.ended()).await {
+        return Err(ended);
+    }
+    let silent = transport::Error::TimedOut { what: "sign of life", limit: PROBATION, heard: true };
+    if pulse.beat() { Ok(()) } else { Err(silent) }
 }
 
 /// Registers a fresh connection.

@@ -1,6 +1,6 @@
 //! One registered connection: serve its streams, unregister when drained, end when the edge closes it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::{
@@ -12,6 +12,7 @@ use tokio_util::{future::FutureExt, sync::CancellationToken, task::TaskTracker};
 use super::{
     ConnectionState, Shared,
     attempt::{Fault, Live},
+    drain,
     liveness::{BEAT, Liveness, Look, Trouble},
 };
 use crate::{
@@ -23,8 +24,6 @@ use crate::{
     },
 };
 
-/// After the edge answered the unregistration, a connection that is idle for this long is closed by us.
-const IDLE_AFTER_UNREGISTER: Duration = Duration::from_secs(2);
 /// Largest configuration accepted over HTTP/2.
 const MOST_CONFIGURATION: usize = 8 << 20;
 
@@ -107,7 +106,11 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
             },
             () = ending.as_mut() => {
                 shared.status.send_modify(|status| status.unregistered(index, registered.connection));
-                drain(shared, via, &mut session, &control, &streams, &mut liveness).await;
+                let cut = drain::drain(shared, via, &mut session, control.clone(), &streams, &mut liveness).await;
+                if cut > 0 && shared.grace_is_over() {
+                    tracing::warn!(index, streams = cut, "the grace period is over: open streams are cut");
+                    shared.metrics.cut(cut);
+                }
                 break transport::Error::Closed;
             }
         }
@@ -117,63 +120,6 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
     session.close().await;
     tracing::info!(index, %edge, reason = %error, "connection ended");
     Fault::Transport { transport: via.transport, edge, error }
-}
-
-/// Unregisters, then serves what still arrives until the edge closes the connection, it is idle, or the grace is over.
-/// A connection that was merely replaced has no grace: it ends with its last request.
-async fn drain(
-    shared: &Arc<Shared>,
-    via: Via,
-    session: &mut Session,
-    control: &Arc<Control>,
-    streams: &TaskTracker,
-    liveness: &mut Liveness,
-) {
-    let grace = shared.config.grace;
-    let (told, mut answered) = oneshot::channel::<()>();
-    let control = control.clone();
-    shared.tasks.spawn(async move {
-        match control.unregister(grace.max(Duration::from_secs(1))).await {
-            Ok(()) => tracing::info!(index = via.connection, "unregistered"),
-            Err(error) => tracing::warn!(index = via.connection, error, "could not unregister"),
-        }
-        drop(told);
-    });
-    let draining = shared.tasks.draining();
-    let mut deadline = None;
-    let mut beat = tokio::time::interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut idle_since: Option<Instant> = None;
-    let mut answer_in = false;
-    loop {
-        let idle = answer_in && streams.is_empty();
-        idle_since = if idle { idle_since.or_else(|| Some(Instant::now())) } else { None };
-        let idle_end = idle_since.map(|since| since + IDLE_AFTER_UNREGISTER);
-        let end = [idle_end, deadline].into_iter().flatten().min();
-        let ended = async {
-            match end {
-                Some(end) => tokio::time::sleep_until(end).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            pending = session.accept() => match pending {
-                Ok(pending) => start(shared, streams, via, pending),
-                Err(_) => return,
-            },
-            _ = &mut answered, if !answer_in => answer_in = true,
-            () = streams_empty(streams), if answer_in && !idle => {}
-            () = draining.cancelled(), if deadline.is_none() => deadline = Some(Instant::now() + grace),
-            _ = beat.tick() => if liveness.look() == Look::Dead { return },
-            () = ended => return,
-        }
-    }
-}
-
-async fn streams_empty(streams: &TaskTracker) {
-    streams.close();
-    streams.wait().await;
-    streams.reopen();
 }
 
 fn tell_local_rules(shared: &Arc<Shared>, control: &Arc<Control>) {
@@ -188,7 +134,7 @@ fn tell_local_rules(shared: &Arc<Shared>, control: &Arc<Control>) {
     });
 }
 
-fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pending: Pending) {
+pub(super) fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pending: Pending) {
     let token = streams.token();
     let shared_ = shared.clone();
     shared.tasks.spawn(async move {

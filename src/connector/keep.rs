@@ -4,7 +4,16 @@
 //! and QUIC may work again, or when it is not where it belongs. The new one registers, the old one unregisters and
 //! finishes what it has: no request notices.
 
-use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +38,8 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 const YOUNG: Duration = Duration::from_secs(60);
 /// An edge may ask for any wait; a hostile or confused one must not send a connector to sleep for a year.
 const LONGEST_ASKED: Duration = Duration::from_secs(300);
+/// A drain waits this long for the answer to a registration that is under way.
+const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// The same complaint is repeated this often.
 const REPEAT: Duration = Duration::from_secs(30);
 
@@ -37,9 +48,16 @@ pub(super) async fn keep(shared: Arc<Shared>, index: u8, first_up: Option<watch:
     let draining = shared.tasks.draining();
     let mut keeper = Keeper::new(shared, index);
     while !draining.is_cancelled() {
-        let attempt = tokio::select! {
-            attempt = keeper.attempt() => attempt,
-            () = draining.cancelled() => return,
+        let asking = keeper.dialler.asking();
+        let attempt = {
+            let mut attempt = std::pin::pin!(keeper.attempt());
+            tokio::select! {
+                attempt = &mut attempt => attempt,
+                () = draining.cancelled() => match last_answer(&asking, attempt).await {
+                    Some(attempt) => attempt,
+                    None => return,
+                },
+            }
         };
         let fault = match attempt {
             Ok(live) => {
@@ -62,6 +80,15 @@ pub(super) async fn keep(shared: Arc<Shared>, index: u8, first_up: Option<watch:
             () = draining.cancelled() => return,
         }
     }
+}
+
+/// What becomes of an attempt when a drain begins. If its registration is under way, the edge may send requests over it
+/// already: it is taken over and drained like the others.
+async fn last_answer<T>(asking: &AtomicU8, attempt: impl Future<Output = T>) -> Option<T> {
+    if asking.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    tokio::time::timeout(LAST_ANSWER_LIMIT, attempt).await.ok()
 }
 
 /// Why a connection is replaced while it serves.
@@ -305,6 +332,7 @@ impl Keeper {
             }
         };
         let mut ended = None;
+        let asking = self.dialler.asking();
         let outcome = {
             let attempt = async {
                 match why {
@@ -326,7 +354,7 @@ impl Keeper {
                     outcome = &mut attempt => break Some(outcome),
                     fault = &mut current.serving, if ended.is_none() => ended = Some(fault),
                     () = &mut recovered, if ended.is_none() => break None,
-                    () = draining.cancelled() => break None,
+                    () = draining.cancelled() => break last_answer(&asking, attempt).await,
                 }
             }
         };

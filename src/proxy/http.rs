@@ -3,12 +3,7 @@
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 
-use super::{
-    Proxy, Route,
-    pipe::{self, VisitorEnd},
-    record::Record,
-    refuse,
-};
+use super::{Proxy, Route, record::Record, refuse, websocket};
 use crate::{
     code::{ADIT_ERROR, Code},
     origin::{
@@ -78,7 +73,7 @@ pub(super) async fn forward(
             let Some(recv) = kept else { return };
             let send = responder.respond(upgraded(parts.headers), false).await;
             let Ok(send) = send else { return record.visitor_left() };
-            let copied = pipe::both(io, first, send, recv, VisitorEnd::Everything).await;
+            let copied = Box::pin(websocket::pass(io, first, send, recv, &proxy.draining)).await;
             record.sent = copied.down;
             record.received = copied.up;
         }
@@ -221,6 +216,7 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
@@ -244,6 +240,7 @@ mod tests {
             tags: vec![(tag.clone(), HeaderValue::from_static("ours"))],
             management_hostname: String::new(),
             flows: crate::proxy::Flows::default(),
+            draining: CancellationToken::new(),
         };
         let mut headers = HeaderMap::new();
         for (name, value) in

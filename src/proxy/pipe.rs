@@ -28,22 +28,11 @@ pub(super) struct Copied {
     pub(super) down: u64,
 }
 
-/// Whether the end of the visitor's bytes ends the other direction too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum VisitorEnd {
-    /// The service is told and may go on answering.
-    HalfClose,
-    /// Everything ends, as on a WebSocket whose visitor is gone.
-    Everything,
-}
-
 /// How the visitor's direction came to its end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum VisitorEnded {
     /// The service may go on.
     Half,
-    /// In good order, and the other direction with it.
-    Whole,
     /// By a reset, or with the connection.
     Broken,
 }
@@ -55,7 +44,6 @@ pub(super) async fn both(
     first: Bytes,
     mut send: Send,
     mut recv: Recv,
-    end: VisitorEnd,
 ) -> Copied {
     let (mut reader, mut writer) = tokio::io::split(io);
     let mut copied = Copied::default();
@@ -106,16 +94,13 @@ pub(super) async fn both(
                 }
                 Ok(None) => {
                     let _ = writer.shutdown().await;
-                    return match end {
-                        VisitorEnd::HalfClose => VisitorEnded::Half,
-                        VisitorEnd::Everything => VisitorEnded::Whole,
-                    };
+                    return VisitorEnded::Half;
                 }
                 Err(_) => return VisitorEnded::Broken,
             }
         }
     };
-    let whole = {
+    {
         let mut to_visitor = std::pin::pin!(to_visitor);
         let ended = tokio::select! {
             () = &mut to_visitor => None,
@@ -134,11 +119,6 @@ pub(super) async fn both(
                 }
             }
         }
-        ended == Some(VisitorEnded::Whole)
-    };
-    if whole {
-        // A reset could take back what was sent already.
-        send.finish();
     }
     copied
 }

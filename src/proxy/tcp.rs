@@ -8,10 +8,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{
-    Proxy, Routes, Via,
-    pipe::{self, VisitorEnd},
-};
+use super::{Proxy, Routes, Via, pipe};
 use crate::transport::{Recv, Responder};
 
 /// Flows of one connector (§8.6); the limit is `warp-routing.maxActiveFlows` or `--max-active-flows`.
@@ -73,7 +70,7 @@ pub(super) async fn serve(
     };
     proxy.metrics.tcp_connected(started.elapsed());
     let copied = match responder.connected().await {
-        Ok(send) => pipe::both(stream, Bytes::new(), send, recv, VisitorEnd::HalfClose).await,
+        Ok(send) => pipe::both(stream, Bytes::new(), send, recv).await,
         Err(_) => pipe::Copied::default(),
     };
     proxy.metrics.tcp_ended();

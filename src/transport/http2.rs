@@ -120,6 +120,12 @@ impl Http2Session {
         }
     }
 
+    /// Says GOAWAY, first without and a round trip later with the last stream that is served (RFC 9113 §6.8): what the
+    /// edge sends after that was never looked at, and may be sent elsewhere. Idempotent.
+    pub fn say_goodbye(&mut self) {
+        self.connection.graceful_shutdown();
+    }
+
     /// Sends GOAWAY and closes the socket once that is written.
     pub async fn close(mut self) {
         self.connection.abrupt_shutdown(h2::Reason::NO_ERROR);

@@ -19,6 +19,9 @@ use super::{
     schema::tunnelrpc_capnp::{connection_response, registration_server as schema},
 };
 
+/// For the peer to end its half of the control stream.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
+
 /// What a connector says about itself (§5.1).
 #[derive(Clone)]
 pub struct Registration {
@@ -196,9 +199,14 @@ async fn drive(
                 _ = &mut driver => return,
             };
             match call {
-                Some(Call::Unregister(reply)) => {
-                    let outcome = server.unregister_connection_request().send().promise.await;
-                    let _ = reply.send(outcome.map(drop).map_err(|error| error.to_string()));
+                Some(Call::Unregister(mut reply)) => {
+                    tokio::select! {
+                        outcome = server.unregister_connection_request().send().promise => {
+                            let _ = reply.send(outcome.map(drop).map_err(|error| error.to_string()));
+                        }
+                        // Nobody waits for an edge that does not answer; its stream must not stay open for it.
+                        () = reply.closed() => {}
+                    }
                     break;
                 }
                 Some(Call::LocalConfiguration(json, reply)) => {
@@ -212,9 +220,15 @@ async fn drive(
         }
     }
     drop(server);
-    // Says goodbye and closes the send side; a peer that is gone already makes no difference.
-    let _ = disconnector.await;
-    let _ = driver.await;
+    // Says goodbye and closes the send side; a peer that is gone already makes no difference, one that keeps its own
+    // side open is not waited for: over HTTP/2 its stream would hold the connection.
+    let goodbye = async {
+        let _ = disconnector.await;
+        let _ = (&mut driver).await;
+    };
+    if tokio::time::timeout(GOODBYE_LIMIT, goodbye).await.is_err() {
+        driver.abort();
+    }
 }
 
 async fn call_register(server: &schema::Client, registration: &Registration) -> Result<Registered, RegistrationError> {

@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::harness::{
     HOSTS, eventually,
-    process::{Program, free, get, says},
+    program::{Program, free, get, says},
     read_head, service,
 };
 

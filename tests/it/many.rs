@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::harness::{
     HOSTS, Over,
-    process::{Program, free, says},
+    program::{Program, free, says},
     read_head,
 };
 
