@@ -4,6 +4,7 @@
 
 pub mod calls;
 pub mod connect;
+pub mod framing;
 pub mod headers;
 pub mod hop;
 pub mod registration;
@@ -119,6 +120,9 @@ pub enum Error {
     /// More headers than anybody sends.
     #[error("more than {} headers", connect::MAX_HEADERS)]
     TooManyHeaders,
+    /// A framed body where none was agreed on: its frames would be read as the body (see [`framing`]).
+    #[error("a framed body that was not agreed on")]
+    Framing,
 }
 
 /// Percent-encodes what a request line must not hold (protocol.md §15.2 item 7), leaves everything else alone.

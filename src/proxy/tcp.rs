@@ -73,7 +73,10 @@ pub(super) async fn serve(
     };
     proxy.metrics.tcp_connected(started.elapsed());
     let copied = match responder.connected().await {
-        Ok(send) => pipe::both(stream, Bytes::new(), send, recv, VisitorEnd::HalfClose).await,
+        Ok(send) => {
+            let end = if via.own_edge { VisitorEnd::Apart } else { VisitorEnd::HalfClose };
+            pipe::both(stream, Bytes::new(), send, recv, end).await
+        }
         Err(_) => pipe::Copied::default(),
     };
     proxy.metrics.tcp_ended();

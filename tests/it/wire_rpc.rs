@@ -222,7 +222,7 @@ async fn read_until(far: &mut (impl tokio::io::AsyncRead + Unpin), needle: &[u8]
 async fn call(vector: &Value) -> (mpsc::Receiver<Push>, DuplexStream) {
     let (recv, send, mut far) = wire();
     let (pushes, pushed) = mpsc::channel::<Push>(1);
-    Tasks::new().attend(async move { calls::serve(&RpcThread::new(), recv, send, pushes).await });
+    Tasks::new().attend(async move { calls::serve(&RpcThread::new(), recv, send, false, pushes).await });
     let list = vector["call_phase"]["edge_messages_hex"].as_array().unwrap();
     let list: Vec<_> = list.iter().map(|hex| unhex(hex.as_str().unwrap())).collect();
     let call = list.iter().position(|message| message[16] == 2).unwrap();
@@ -235,7 +235,7 @@ async fn configurations_of_a_real_edge_arrive_whole_and_are_answered() {
     for name in ["update_configuration_ok", "update_configuration_err"] {
         let vector = vector("rpc.cloudflared_server", name);
         let (mut pushed, mut far) = call(&vector).await;
-        let Push { version, config, reply } = tokio::time::timeout(LIMIT, pushed.recv()).await.unwrap().unwrap();
+        let Push { version, config, reply, .. } = tokio::time::timeout(LIMIT, pushed.recv()).await.unwrap().unwrap();
         assert_eq!(i64::from(version), vector["input"]["version"].as_i64().unwrap(), "{name}");
         assert_eq!(config, vector["input"]["config_utf8"].as_str().unwrap(), "{name}");
         reply.send(Applied { version, error: "because of this".into() }).unwrap();
