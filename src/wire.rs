@@ -13,7 +13,7 @@ pub mod schema;
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 
 /// Server name of a QUIC connection to an edge (protocol.md §3.1).
 pub const QUIC_SERVER_NAME: &str = "quic.cftunnel.com";
@@ -87,6 +87,13 @@ impl ResponseHead {
     /// An answer without headers.
     pub fn new(status: StatusCode) -> Self {
         Self { status, headers: HeaderMap::new() }
+    }
+
+    /// Whether a body of this answer is worth frames (see [`framing`]). In HTTP/1.1 a body of a known length has no
+    /// trailers; in HTTP/2 it may, but hardly anybody sends them unannounced, and downloads stay bare.
+    pub fn can_have_trailers(&self) -> bool {
+        self.status != StatusCode::SWITCHING_PROTOCOLS
+            && (!self.headers.contains_key(header::CONTENT_LENGTH) || self.headers.contains_key(header::TRAILER))
     }
 }
 

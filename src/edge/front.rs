@@ -197,7 +197,7 @@ async fn answer(
     strip_hop_by_hop(&mut headers);
     let length = connect::content_length(&headers).ok().flatten();
     let bodiless = method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    let body = if bodiless || length == Some(0) {
+    let body = if bodiless || length == Some(0) || recv.is_end() {
         FrontBody::Text(None)
     } else {
         FrontBody::Stream(Box::new(Streamed { recv, upload, length, ended: false, _kept: kept, _in_flight: in_flight }))

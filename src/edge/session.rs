@@ -283,7 +283,12 @@ impl Awaited {
                             return Ok((connect::decode_response(&message)?, Recv::quic(rest, recv)));
                         }
                         let (answer, framed) = connect::decode_response_of_own(&message)?;
-                        let recv = if framed { Recv::framed(rest, recv) } else { Recv::quic(rest, recv) };
+                        let recv = match &answer {
+                            _ if framed => Recv::framed(rest, recv),
+                            // It would be framed if there were a body: gRPC visitors want the end with the head.
+                            Answer::Response(head) if head.can_have_trailers() => Recv::ended(),
+                            _ => Recv::quic(rest, recv),
+                        };
                         return Ok((answer, recv));
                     }
                 }

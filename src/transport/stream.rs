@@ -61,6 +61,7 @@ pub struct Recv {
 enum RecvInner {
     Quic(quinn::RecvStream),
     Framed(Box<Framed>),
+    Ended,
     Http2(h2::RecvStream),
 }
 
@@ -73,6 +74,11 @@ impl Recv {
     /// A half whose bytes, `first` among them, are frames.
     pub fn framed(first: Bytes, stream: quinn::RecvStream) -> Self {
         Self { first: Bytes::new(), inner: RecvInner::Framed(Box::new(Framed::new(first, stream))) }
+    }
+
+    /// A half on which nothing is to come.
+    pub fn ended() -> Self {
+        Self { first: Bytes::new(), inner: RecvInner::Ended }
     }
 
     /// The receiving half of an HTTP/2 stream.
@@ -88,6 +94,7 @@ impl Recv {
         match &mut self.inner {
             RecvInner::Quic(stream) => poll_quic(stream, cx),
             RecvInner::Framed(framed) => framed.poll_chunk(cx),
+            RecvInner::Ended => Poll::Ready(None),
             RecvInner::Http2(stream) => loop {
                 match ready!(stream.poll_data(cx)) {
                     Some(Ok(bytes)) => {
@@ -120,7 +127,7 @@ impl Recv {
     /// When the stream broke.
     pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, StreamError> {
         let trailers = match &mut self.inner {
-            RecvInner::Quic(_) => None,
+            RecvInner::Quic(_) | RecvInner::Ended => None,
             RecvInner::Framed(framed) => framed.take_trailers(),
             RecvInner::Http2(stream) => std::future::poll_fn(|cx| stream.poll_trailers(cx)).await?,
         };
@@ -132,6 +139,7 @@ impl Recv {
         self.first.is_empty()
             && match &self.inner {
                 RecvInner::Quic(_) | RecvInner::Framed(_) => false,
+                RecvInner::Ended => true,
                 RecvInner::Http2(stream) => stream.is_end_stream(),
             }
     }
@@ -415,7 +423,7 @@ impl Responder {
         }
         match self.0 {
             ResponderInner::Quic { mut send, may_frame } => {
-                if may_frame && !end && can_have_trailers(&head) {
+                if may_frame && !end && head.can_have_trailers() {
                     send.write(connect::encode_framed_response(&head), false).await?;
                     send.begin_frames();
                 } else {
@@ -480,13 +488,6 @@ impl Responder {
             }
         }
     }
-}
-
-/// Whether the body of an answer is worth a frame. In HTTP/1.1 a body of a known length has no trailers; in HTTP/2 it
-/// may, but nobody sends them unannounced, and downloads stay bare.
-fn can_have_trailers(head: &ResponseHead) -> bool {
-    head.status != StatusCode::SWITCHING_PROTOCOLS
-        && (!head.headers.contains_key(header::CONTENT_LENGTH) || head.headers.contains_key(header::TRAILER))
 }
 
 fn send_head(
