@@ -229,10 +229,16 @@ impl RawEdge {
 
     /// A registered connection over QUIC.
     pub(crate) async fn quic_peer(&self) -> QuicPeer {
+        self.quic_peer_confirming(&[]).await
+    }
+
+    /// The same, with features in the answer to the registration.
+    pub(crate) async fn quic_peer_confirming(&self, features: &[&str]) -> QuicPeer {
         let connection = self.accept_quic().await;
         let (send, recv) = soon("the control stream", connection.accept_bi()).await.unwrap();
         let mut calls = self.control(recv, send);
-        let registration = accept(&mut calls, Ok(registered(true))).await;
+        let features = features.iter().map(|&feature| feature.to_owned()).collect();
+        let registration = accept(&mut calls, Ok(Registered { features, ..registered(true) })).await;
         QuicPeer { connection, calls, registration, rpc: self.rpc.clone() }
     }
 
