@@ -208,7 +208,8 @@ impl Send {
                     write_chunks(stream, &mut [framing::data(payload.len()), payload]).await?;
                 }
                 if last {
-                    return self.end().await;
+                    write_chunks(stream, &mut [framing::LAST]).await?;
+                    self.framed = false;
                 }
             }
             SendInner::Quic(stream) => {
@@ -257,9 +258,9 @@ impl Send {
     ///
     /// # Errors
     ///
-    /// When a framed body's end could not be said: nobody listens any more.
+    /// When nobody listens any more, and [`StreamError::Closed`] when it has ended.
     pub async fn end(&mut self) -> Result<(), StreamError> {
-        self.end_with(HeaderMap::new()).await
+        self.write(Bytes::new(), true).await
     }
 
     /// Ends a body with trailers, where the stream has a place for them; else just ends it. What has no business in

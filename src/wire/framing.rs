@@ -70,6 +70,9 @@ pub fn data(len: usize) -> Bytes {
     Bytes::copy_from_slice(&header(DATA, len))
 }
 
+/// The end frame without trailers.
+pub const LAST: Bytes = Bytes::from_static(&[END, 0, 0, 0]);
+
 /// The end frame.
 ///
 /// # Errors
@@ -77,7 +80,7 @@ pub fn data(len: usize) -> Bytes {
 /// [`Error::TooLarge`].
 pub fn end(trailers: &HeaderMap) -> Result<Bytes, Error> {
     if trailers.is_empty() {
-        return Ok(Bytes::from_static(&[END, 0, 0, 0]));
+        return Ok(LAST);
     }
     let packed = headers::pack(trailers.iter());
     if packed.len() > MAX_TRAILERS {
