@@ -54,7 +54,8 @@ enum VisitorEnded {
 }
 
 /// Copies until the service's end, the visitor's end or an error. The service's end ends everything (protocol.md
-/// §12.1 item 11) but with [`VisitorEnd::Apart`]; one read buffer is held while there is something to read, none while idle.
+/// §12.1 item 11), but for [`VisitorEnd::Apart`]; one read buffer is held while there is something to read, none while
+/// idle.
 pub(super) async fn both(
     io: impl AsyncRead + AsyncWrite + Unpin,
     first: Bytes,
