@@ -239,7 +239,8 @@ impl EdgeHandle {
         let (answer, recv) = opened.answer.answer().await.map_err(|error| error.to_string())?;
         match answer {
             Answer::Connected | Answer::Response(_) => {
-                relay::splice(local, opened.send, recv).await;
+                let ends = if session.is_own() { relay::Ends::Apart } else { relay::Ends::Together };
+                relay::splice(local, opened.send, recv, ends).await;
                 Ok(())
             }
             Answer::Failed { error, .. } => Err(error),

@@ -57,6 +57,8 @@ pub struct Via {
     pub connection: u8,
     /// Its transport.
     pub transport: Transport,
+    /// Whether its edge is ours and confirmed adit's own ways.
+    pub own_edge: bool,
 }
 
 /// Serves one stream of the edge to its end.

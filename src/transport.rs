@@ -3,6 +3,7 @@
 //! A stream goes through types: [`Pending`] (announced, nothing read), [`Incoming`] (head understood), then its
 //! [`Responder`] is consumed by the answer and leaves a [`stream::Send`]. Knows no rule and no service.
 
+mod framed;
 pub mod http2;
 pub mod pulse;
 pub mod quic;
@@ -164,6 +165,13 @@ impl Session {
         }
     }
 
+    /// Edge and connector agreed on framed bodies, which only QUIC needs.
+    pub fn agree_on_framing(&mut self) {
+        if let Self::Quic(session) = self {
+            session.agree_on_framing();
+        }
+    }
+
     /// Closes the connection, whatever is on it.
     pub async fn close(self) {
         match self {
@@ -177,7 +185,7 @@ impl Session {
 #[derive(Debug)]
 pub enum Pending {
     /// Its head is still to come.
-    Quic((quinn::SendStream, quinn::RecvStream)),
+    Quic(quic::Announced),
     /// Its head came with it.
     Http2(http2::Announced),
 }
@@ -226,7 +234,7 @@ impl Pending {
     /// When the stream makes no sense; it has been answered or reset already, and the reason is for the log.
     pub async fn read(self) -> Result<Incoming, HeadError> {
         match self {
-            Self::Quic((send, recv)) => quic::read_head(send, recv).await,
+            Self::Quic(announced) => announced.read_head().await,
             Self::Http2(announced) => announced.into_incoming(),
         }
     }

@@ -14,13 +14,16 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Shared, discovery};
+use super::{Shared, discovery, discovery::EdgeSource};
 use crate::{
     telemetry::Chain,
     transport::{
         self, Incoming, Pending, Session, Transport, http2::Http2Session, quic::QuicOptions, quic::QuicSession,
     },
-    wire::registration::{self, Control, Registered, Registration, RegistrationError},
+    wire::{
+        framing::FEATURE,
+        registration::{self, Control, Registered, Registration, RegistrationError},
+    },
 };
 
 /// When the second transport starts dialling.
@@ -246,6 +249,7 @@ async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session
     let (transport, edge) = (session.transport(), session.remote());
     let fault = |error| Fault::Transport { transport, edge, error };
     let registration = registration(shared, index, attempts, &session);
+    let offered = registration.offers_own();
     let limit = shared.config.rpc_timeout;
     let mut early = Vec::new();
     let (send, recv) = match &mut session {
@@ -280,7 +284,16 @@ async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session
         }
     };
     match outcome {
-        Ok((registered, control)) => Ok(Live { session, registered, control, early }),
+        Ok((mut registered, control)) => {
+            if !offered {
+                // Nobody can confirm what was not offered.
+                registered.features.retain(|feature| feature != FEATURE);
+            }
+            if registered.confirms_own() {
+                session.agree_on_framing();
+            }
+            Ok(Live { session, registered, control, early })
+        }
         Err(error) => {
             // The socket must not stay: an edge cannot tell a refused connector from a silent one.
             session.close().await;
@@ -297,7 +310,7 @@ fn registration(shared: &Shared, index: u8, attempts: u8, session: &Session) -> 
         tunnel: token.tunnel,
         index,
         connector: Uuid::from_bytes(*shared.connector.as_bytes()),
-        features: features(&shared.config.features, shared.config.post_quantum),
+        features: features(&shared.config.features, shared.config.post_quantum, is_given(&shared.config.edge)),
         version: env!("CARGO_PKG_VERSION").into(),
         arch: arch(),
         local_ip: session.origin_local_ip(),
@@ -305,8 +318,13 @@ fn registration(shared: &Shared, index: u8, attempts: u8, session: &Session) -> 
     }
 }
 
-/// Feature strings (protocol.md §5.1).
-fn features(wanted: &[String], post_quantum: bool) -> Vec<String> {
+/// Whether an edge was named by the operator. An edge that was found is never told that adit has ways of its own.
+fn is_given(edge: &EdgeSource) -> bool {
+    matches!(edge, EdgeSource::Given(_))
+}
+
+/// Feature strings (protocol.md §5.1), and our own towards an edge that was given by name.
+fn features(wanted: &[String], post_quantum: bool, given: bool) -> Vec<String> {
     const USUAL: [&str; 5] =
         ["allow_remote_config", "serialized_headers", "support_datagram_v2", "support_quic_eof", "management_logs"];
     const OBSOLETE: [&str; 3] = ["support_datagram_v3", "support_datagram_v3_1", "support_datagram_v3_2"];
@@ -316,9 +334,12 @@ fn features(wanted: &[String], post_quantum: bool) -> Vec<String> {
     }
     for feature in wanted {
         // Datagrams of version 3 are not built, and saying so would make the edge send nothing else.
-        if !OBSOLETE.contains(&feature.as_str()) && !features.contains(feature) {
+        if !OBSOLETE.contains(&feature.as_str()) && feature != FEATURE && !features.contains(feature) {
             features.push(feature.clone());
         }
+    }
+    if given {
+        features.push(FEATURE.into());
     }
     features
 }
@@ -340,10 +361,9 @@ mod tests {
 
     #[test]
     fn features_are_the_usual_ones_then_the_wanted_without_repeats_or_obsolete_ones() {
-        let wanted = ["x", "support_datagram_v3_1", "serialized_headers", "x"].map(str::to_owned);
-        let features = features(&wanted, true);
+        let wanted = ["x", "support_datagram_v3_1", "serialized_headers", FEATURE, "x"].map(str::to_owned);
         assert_eq!(
-            features,
+            features(&wanted, true, false),
             [
                 "allow_remote_config",
                 "serialized_headers",
@@ -354,5 +374,14 @@ mod tests {
                 "x"
             ]
         );
+    }
+
+    #[test]
+    fn only_an_edge_given_by_name_is_offered_our_own_ways() {
+        let found = EdgeSource::Discover { region: None, family: crate::config::IpVersion::V4, servers: None };
+        for (edge, offered) in [(EdgeSource::Given(vec!["edge".into()]), true), (found, false)] {
+            let features = features(&[FEATURE.into()], false, is_given(&edge));
+            assert_eq!(features.contains(&FEATURE.into()), offered, "{edge:?}");
+        }
     }
 }

@@ -188,7 +188,7 @@ async fn answer(
         shared.tasks.spawn(async move {
             let _in_flight = in_flight;
             if let Ok(io) = upgraded.await {
-                relay::splice(TokioIo::new(io), send, recv).await;
+                relay::splice(TokioIo::new(io), send, recv, relay::Ends::Together).await;
             }
         });
         return switching(head, over_h2);
@@ -197,7 +197,7 @@ async fn answer(
     strip_hop_by_hop(&mut headers);
     let length = connect::content_length(&headers).ok().flatten();
     let bodiless = method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    let body = if bodiless || length == Some(0) {
+    let body = if bodiless || length == Some(0) || recv.is_end() {
         FrontBody::Text(None)
     } else {
         FrontBody::Stream(Box::new(Streamed { recv, upload, length, ended: false, _kept: kept, _in_flight: in_flight }))
@@ -271,7 +271,12 @@ fn request_head(
     } else {
         body.size_hint().exact().map_or(BodyLength::Unknown, BodyLength::Known)
     };
+    let trailers_welcome = hop::tokens(&headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     strip_hop_by_hop(&mut headers);
+    if trailers_welcome && !upgrade {
+        // Each hop says so anew (RFC 9110 §10.1.4), and gRPC services answer nobody who does not.
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
     headers.remove(header::HOST);
     headers.remove(header::CONTENT_LENGTH);
     strip_names_of_others(&mut headers);
@@ -340,14 +345,16 @@ impl Upload {
                     }
                     Ok(_) => {}
                     Err(frame) => {
-                        if let Ok(trailers) = frame.into_trailers() {
-                            send.finish_with(trailers);
+                        if let Ok(mut trailers) = frame.into_trailers() {
+                            strip_names_of_others(&mut trailers);
+                            // An end that could not be said resets the stream.
+                            let _ = send.end_with(trailers).await;
                             return;
                         }
                     }
                 }
             }
-            send.finish();
+            let _ = send.end().await;
         }))
     }
 }
@@ -397,7 +404,8 @@ impl Body for FrontBody {
                 streamed.ended = true;
                 match trailers {
                     Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                    _ => Poll::Ready(None),
+                    Ok(None) => Poll::Ready(None),
+                    Err(error) => Poll::Ready(Some(Err(error))),
                 }
             }
         }

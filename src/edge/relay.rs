@@ -8,15 +8,28 @@ use crate::transport::{Recv, Send};
 /// One read of a visitor's socket.
 const READ: usize = 16 << 10;
 
-/// Copies both ways until both have ended. The end of one direction ends it alone: the connector decides about the
-/// other.
-pub(super) async fn splice(io: impl AsyncRead + AsyncWrite + Unpin, mut send: Send, mut recv: Recv) {
+/// What the end of the connector's direction means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Everything ends, as on a WebSocket, or with a connector that knows no half-closed streams.
+    Together,
+    /// It ends alone; the visitor may go on sending.
+    Apart,
+}
+
+/// Copies both ways. The end of the visitor's direction ends it alone: the connector decides about the other.
+pub(super) async fn splice(io: impl AsyncRead + AsyncWrite + Unpin, mut send: Send, mut recv: Recv, ends: Ends) {
     let (mut reader, mut writer) = tokio::io::split(io);
     let up = async {
         let mut buffer = BytesMut::new();
         loop {
             buffer.reserve(READ);
-            match reader.read_buf(&mut buffer).await {
+            let read = tokio::select! {
+                read = reader.read_buf(&mut buffer) => read,
+                // The connector wants no more; it may still be answering.
+                () = send.stopped() => return,
+            };
+            match read {
                 Ok(0) => {
                     send.finish();
                     return;
@@ -34,16 +47,22 @@ pub(super) async fn splice(io: impl AsyncRead + AsyncWrite + Unpin, mut send: Se
         }
     };
     let down = async {
-        while let Ok(Some(chunk)) = recv.chunk().await {
-            if writer.write_all(&chunk).await.is_err() {
-                return;
+        let whole = loop {
+            match recv.chunk().await {
+                Ok(Some(chunk)) if writer.write_all(&chunk).await.is_err() => return false,
+                Ok(Some(_)) => {}
+                Ok(None) => break true,
+                Err(_) => break false,
             }
-        }
+        };
         let _ = writer.shutdown().await;
+        whole
     };
     let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
     tokio::select! {
-        () = &mut down => {}
-        () = &mut up => down.await,
+        whole = &mut down => if whole && ends == Ends::Apart {
+            up.await;
+        },
+        () = &mut up => drop(down.await),
     }
 }

@@ -8,10 +8,10 @@ use crate::{
     code::{ADIT_ERROR, Code},
     origin::{
         Error,
-        http::{HttpOrigin, Reply, ReplyBody, RequestBody, clean_trailers},
+        http::{HttpOrigin, Reply, ReplyBody, RequestBody},
     },
     telemetry::Chain,
-    transport::{Recv, Responder, Send},
+    transport::{Recv, Responder, Send, StreamError},
     wire::{BodyLength, RequestHead, ResponseHead, hop},
 };
 
@@ -95,7 +95,7 @@ async fn failed(record: &mut Record<'_>, responder: Responder, error: &Error) {
 fn visitor_broke(error: &Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if error.is::<crate::transport::StreamError>() {
+        if error.is::<StreamError>() {
             return true;
         }
         cause = error.source();
@@ -181,7 +181,7 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
         };
         let frame = match frame {
             Ok(Some(frame)) => frame,
-            Ok(None) => return send.finish(),
+            Ok(None) => return ended(record, send.end().await),
             Err(error) => {
                 send.reset();
                 return record.cut(Chain(&error));
@@ -200,14 +200,23 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
             }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    return send.finish_with(clean_trailers(trailers));
+                    return ended(record, send.end_with(trailers).await);
                 }
             }
         }
     }
 }
 
-async fn write(send: &mut Send, data: Bytes, last: bool) -> Result<(), crate::transport::StreamError> {
+fn ended(record: &mut Record<'_>, outcome: Result<(), StreamError>) {
+    match outcome {
+        Ok(()) => {}
+        // Trailers that nobody could take.
+        Err(StreamError::Framing(error)) => record.cut(error),
+        Err(_) => record.visitor_left(),
+    }
+}
+
+async fn write(send: &mut Send, data: Bytes, last: bool) -> Result<(), StreamError> {
     if data.is_empty() && !last { Ok(()) } else { send.write(data, last).await }
 }
 

@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Proxy, Routes, Via, pipe};
+use super::{
+    Proxy, Routes, Via,
+    pipe::{self, Ends},
+};
 use crate::transport::{Recv, Responder};
 
 /// Flows of one connector (§8.6); the limit is `warp-routing.maxActiveFlows` or `--max-active-flows`.
@@ -70,7 +73,10 @@ pub(super) async fn serve(
     };
     proxy.metrics.tcp_connected(started.elapsed());
     let copied = match responder.connected().await {
-        Ok(send) => pipe::both(stream, Bytes::new(), send, recv).await,
+        Ok(send) => {
+            let ends = if via.own_edge { Ends::Apart } else { Ends::HalfClose };
+            pipe::both(stream, Bytes::new(), send, recv, ends).await
+        }
         Err(_) => pipe::Copied::default(),
     };
     proxy.metrics.tcp_ended();

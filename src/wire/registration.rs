@@ -15,6 +15,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{
+    framing::FEATURE,
     rpc::{RpcThread, system},
     schema::tunnelrpc_capnp::{connection_response, registration_server as schema},
 };
@@ -47,6 +48,13 @@ pub struct Registration {
     pub previous_attempts: u8,
 }
 
+impl Registration {
+    /// Whether the connector offers adit's own ways, see [`framing`](super::framing).
+    pub fn offers_own(&self) -> bool {
+        self.features.iter().any(|feature| feature == FEATURE)
+    }
+}
+
 impl std::fmt::Debug for Registration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registration")
@@ -69,6 +77,13 @@ pub struct Registered {
     pub remotely_managed: bool,
     /// Features that the edge confirms; empty from edges other than ours.
     pub features: Vec<String>,
+}
+
+impl Registered {
+    /// Whether the edge confirms adit's own ways. Counts only where they were offered.
+    pub fn confirms_own(&self) -> bool {
+        self.features.iter().any(|feature| feature == FEATURE)
+    }
 }
 
 /// Why a registration did not succeed.

@@ -229,8 +229,14 @@ impl RawEdge {
 
     /// A registered connection over QUIC.
     pub(crate) async fn quic_peer(&self) -> QuicPeer {
+        self.quic_peer_confirming(&[]).await
+    }
+
+    /// The same, with features in the answer to the registration.
+    pub(crate) async fn quic_peer_confirming(&self, features: &[&str]) -> QuicPeer {
         let (peer, reply) = self.quic_asked().await;
-        let _ = reply.send(Ok(registered(true)));
+        let features = features.iter().map(|&feature| feature.to_owned()).collect();
+        let _ = reply.send(Ok(Registered { features, ..registered(true) }));
         peer
     }
 
