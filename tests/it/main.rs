@@ -21,6 +21,7 @@ mod credentials_source;
 mod edge_front;
 mod edge_state;
 mod flows;
+mod follow;
 mod harness;
 mod heads;
 mod http;
