@@ -45,8 +45,8 @@ pub struct ConnectorConfig {
     pub rpc_timeout: Duration,
     /// Exponent of the longest wait after refused registrations.
     pub retries: u8,
-    /// Bound on draining.
-    pub grace: Duration,
+    /// Bound on draining, as it is when the drain begins.
+    pub grace: watch::Receiver<Duration>,
     /// Feature strings beside the usual ones.
     pub features: Vec<String>,
     /// Whether `postquantum` is among them.

@@ -205,6 +205,12 @@ impl EdgeHandle {
         self.0.tunnels.borrow().clone()
     }
 
+    /// Reads the state again at once, and pushes what has changed.
+    pub fn reread(&self) {
+        follow::reread(&self.0);
+        follow::push_changes(&self.0);
+    }
+
     /// Follows the tunnels of its state.
     pub fn tunnels_changed(&self) -> watch::Receiver<Arc<Tunnels>> {
         self.0.tunnels.subscribe()

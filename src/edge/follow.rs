@@ -117,7 +117,7 @@ fn rules_to_json(name: &str, text: &str) -> Result<Vec<u8>, String> {
     Ok(config::local_push(Some(&ingress), &loaded.config.warp_routing, &[]).into_bytes())
 }
 
-fn push_changes(shared: &Arc<Shared>) {
+pub(super) fn push_changes(shared: &Arc<Shared>) {
     let tunnels = shared.tunnels.borrow().clone();
     for tunnel in tunnels.iter() {
         push_rules(shared, tunnel, None);
