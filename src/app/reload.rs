@@ -131,10 +131,12 @@ impl Reload {
         let stopping = || anyhow!("the connector is stopping");
         self.rules.send(rules::Reload { local: new.into(), reply }).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?.map_err(|error| anyhow!(error))?;
+        // The change itself is told at the more talkative of both levels.
+        let level = new.loglevel.as_tracing();
+        telemetry::set_level(level.max(current.loglevel.as_tracing()));
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        telemetry::set_level(new.loglevel.as_tracing());
         self.live.tags.send_replace(tags);
         self.live.grace.send_replace(new.grace_period);
         let told = told_to_edge(new);
@@ -148,6 +150,7 @@ impl Reload {
         if restart != self.started.needs_restart(current) && !restart.is_empty() {
             tracing::warn!(keys = restart.join("; "), "changed, but only in force after a restart");
         }
+        telemetry::set_level(level);
         Ok(())
     }
 }

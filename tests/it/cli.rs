@@ -6,7 +6,7 @@ use tokio::process::Command;
 
 use crate::harness::{LIMIT, Lab, mirror};
 
-fn adit() -> Command {
+pub(crate) fn adit() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     // Nothing of the machine's own environment or home decides.
     command.env_clear().env("HOME", "/nonexistent").kill_on_drop(true);

@@ -19,7 +19,7 @@ use crate::harness::{
     rule,
 };
 
-const ASK: &str = "GET / HTTP/1.1\r\nHost: web.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
+pub(crate) const ASK: &str = "GET / HTTP/1.1\r\nHost: web.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
                    Sec-WebSocket-Protocol: chat\r\n\r\n";
 
@@ -37,7 +37,7 @@ pub(crate) async fn next(socket: &mut WebSocketStream<TcpStream>) -> Option<Mess
 }
 
 /// A WebSocket service that echoes messages.
-async fn echo() -> std::net::SocketAddr {
+pub(crate) async fn echo() -> std::net::SocketAddr {
     scripted(|peer| async move {
         let Ok(mut socket) = tokio_tungstenite::accept_async(peer.io).await else { return };
         while let Some(Ok(message)) = socket.next().await {
