@@ -6,7 +6,7 @@
 //! look and nothing else. Looking blocks where the file system does, so it has a thread of its own.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -184,11 +184,10 @@ impl Eye {
             stays
         });
         for (path, inode) in wanted {
-            if !self.watched.contains_key(&path) {
-                match watcher.watch(&path, RecursiveMode::NonRecursive) {
-                    Ok(()) => drop(self.watched.insert(path, inode)),
-                    Err(error) => tracing::debug!(path = %path.display(), %error, "cannot be watched"),
-                }
+            let Entry::Vacant(place) = self.watched.entry(path) else { continue };
+            match watcher.watch(place.key(), RecursiveMode::NonRecursive) {
+                Ok(()) => drop(place.insert(inode)),
+                Err(error) => tracing::debug!(path = %place.key().display(), %error, "cannot be watched"),
             }
         }
     }
@@ -211,7 +210,7 @@ fn way_to(file: &Path) -> Vec<PathBuf> {
                 }
                 // What the link leads to, and the rest of the way from there.
                 way.push(folder.clone());
-                let rest = path.strip_prefix(&so_far).unwrap_or(Path::new(""));
+                let rest = path.strip_prefix(&so_far).unwrap_or_else(|_| Path::new(""));
                 let next = folder.join(target);
                 todo.push(if rest.as_os_str().is_empty() { next } else { next.join(rest) });
                 so_far.clear();

@@ -4,7 +4,6 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::allowlist;
 use super::flags::Flags;
 use super::layers::{self, Layer};
 use super::mistakes::{Mistakes, Place, Report, Warning, distance, folded, nearest};
@@ -15,7 +14,7 @@ use super::secret_source::{self, FileSecrets, Sources};
 use super::settings::{Role, SETTINGS, find};
 use super::settle::Parts;
 use super::tree::{self, Entry, Node, Value};
-use super::{Config, RemoteConfigMode, single};
+use super::{Config, RemoteConfigMode, remote_mode, single};
 
 /// A configuration, what is odd about it, and where it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,7 +218,7 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
         match &**key {
             "originRequest" => {}
             "ingress" => file.ingress = rules::read(&mut reader, node, &file.defaults),
-            "remoteConfig" => file.remote_config = allowlist::read(&mut reader, node),
+            "remoteConfig" => file.remote_config = remote_mode::read(&mut reader, node),
             "token" => file.secrets.token = secret_source::token(&mut reader, node),
             "token-file" => file.secrets.token_file = secret_source::token_file(&mut reader, node),
             "credentials-contents" => {

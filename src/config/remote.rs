@@ -1,10 +1,10 @@
 //! What the edge pushes (protocol.md section 5.6).
 
-use super::allowlist::RemoteConfigMode;
-use super::json::parse_json;
+use super::json::{MAX_BYTES, parse_json};
 use super::mistakes::{Mistakes, Place, Warning};
 use super::origin::{self, OriginOptions, WarpRouting};
 use super::reader::{Dialect, Reader};
+use super::remote_mode::RemoteConfigMode;
 use super::rules::{self, Ingress, NOT_YET};
 use super::tree::{Node, Value};
 
@@ -48,7 +48,7 @@ impl RemoteConfig {
         let mut report = super::mistakes::Report::new("pushed configuration");
         if *mode == RemoteConfigMode::Ignore {
             report.mistake(Place::default(), "", "this connector ignores what is pushed (remoteConfig: ignore)");
-            return Err(Refused { mistakes: report.into_mistakes(), held: true });
+            return Err(Refused { mistakes: report.into_mistakes(), held: json.len() <= MAX_BYTES });
         }
         let root = parse_json(json, &mut report);
         let allowed = mode.allowlist();

@@ -5,21 +5,21 @@
 //!
 //! Versions and pushed rules belong to one tunnel: a connector that changes its tunnel starts a new [`Rules`], at −1.
 
+mod maker;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{Config, Ingress, RemoteConfig, RemoteConfigMode, WarpRouting},
+    config::{Config, Ingress, RemoteConfigMode, WarpRouting},
     metrics::{Metrics, Outcome},
     proxy::Routes,
     shutdown::Tasks,
     wire::calls::{Applied, Push},
 };
-
-/// Longest answer to a push. A refusal quotes the document, which may be megabytes of mistakes.
-const MOST_REASONS: usize = 64 << 10;
+use maker::{Maker, Refusal, aside};
 
 /// What the file, flags and environment say about rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,56 +220,9 @@ impl Rules {
     }
 }
 
-/// Why a push is refused.
-#[derive(Debug)]
-struct Refusal {
-    held: bool,
-    error: String,
-}
-
-/// What routes are made with.
-#[derive(Clone, Debug)]
-struct Maker {
-    metrics: Arc<Metrics>,
-    /// Addresses no rule may dial.
-    forbidden: Arc<[SocketAddr]>,
-}
-
-impl Maker {
-    fn of_file(&self, local: &Local) -> Result<Routes, String> {
-        Routes::new(local.ingress.clone(), local.warp.clone(), -1, &self.metrics, &self.forbidden)
-    }
-
-    /// With the number of keys that nothing reads.
-    fn of_edge(&self, local: &Local, version: i32, json: &[u8]) -> Result<(Routes, usize), Refusal> {
-        let parsed = RemoteConfig::judge(json, &local.mode)
-            .map_err(|refused| Refusal { held: refused.held, error: cut(refused.mistakes.to_string()) })?;
-        let warp = parsed.warp_routing.limited(local.max_active_flows);
-        let routes = Routes::new(Some(parsed.ingress), warp, version, &self.metrics, &self.forbidden)
-            .map_err(|error| Refusal { held: false, error: cut(error) })?;
-        Ok((routes, parsed.ignored_keys))
-    }
-}
-
-/// Does what may take long on a thread of its own.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "reading rules failed");
-        Err(Refusal { held: false, error: "the rules could not be read".into() })
-    })
-}
-
-fn cut(mut reasons: String) -> String {
-    if reasons.len() > MOST_REASONS {
-        reasons.truncate(reasons.floor_char_boundary(MOST_REASONS));
-        reasons.push_str("\n(and more)");
-    }
-    reasons
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{maker::MOST_REASONS, *};
     use crate::config::{Flags, parse_file};
 
     fn local(yaml: &str) -> Local {

@@ -76,6 +76,14 @@ pub(crate) async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
     tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
+/// A figure that a test measured, for who runs it with `--nocapture`.
+pub(crate) fn report(figure: impl std::fmt::Display) {
+    #[allow(clippy::print_stdout, reason = "what a test says")]
+    {
+        println!("{figure}");
+    }
+}
+
 /// A test that hangs fails.
 pub(crate) async fn in_time(test: impl Future<Output = ()>) {
     tokio::time::timeout(LIMIT * 3, test).await.expect("the test hangs");

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{LIMIT, Lab, Over, load::Load, over_both, rule},
+    harness::{LIMIT, Lab, Over, load::Load, over_both, report, rule},
     reload::{held, metric},
     rules_pushed::status,
 };
@@ -175,10 +175,10 @@ async fn under_load(over: Over) {
         }
     }
     let served = load.stop().await;
-    println!(
+    report(format!(
         "over {over:?}: {} requests during {applied} pushes and {refused} refusals, failed: {:?}",
         served.requests, served.failed
-    );
+    ));
     assert!(served.failed.is_empty() && served.requests >= 200, "{served:?}");
     assert_eq!((applied, refused), (200, 200));
     assert_eq!(metric(&lab, "adit_rules_version").await, 198);

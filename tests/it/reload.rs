@@ -11,7 +11,7 @@ use crate::{
         load::Load,
         mirror, over_both,
         peer::{Peer, ok, replying, scripted},
-        rule,
+        report, rule,
     },
     raw_edge::{RawEdge, accept, registered, soon},
     rules_pushed::{edge_with, serves, status},
@@ -44,7 +44,7 @@ async fn soon_in_force(over: Over) {
         took.push(written.elapsed());
     }
     took.sort();
-    println!("over {over:?}: in force {:?} to {:?} after the write, promised 300 ms", took[0], took[9]);
+    report(format!("over {over:?}: in force {:?} to {:?} after the write, promised 300 ms", took[0], took[9]));
     // The quickest: what a machine busy with other tests adds to the rest is not the connector's.
     assert!(took[0] < Duration::from_millis(300), "{took:?}");
     assert_eq!(reloads(&lab, "applied").await, 10);
@@ -86,10 +86,10 @@ async fn under_load(over: Over) {
         }
     }
     let served = load.stop().await;
-    println!(
+    report(format!(
         "over {over:?}: {} requests during 15 changes and 5 refusals, failed: {:?}",
         served.requests, served.failed
-    );
+    ));
     assert!(served.failed.is_empty() && served.requests >= 400, "{served:?}");
 
     socket.send(second).await;
