@@ -8,14 +8,14 @@ use serde_json::Value;
 use crate::{
     harness::{
         LIMIT, Lab, Over, eventually,
-        load::Load,
+        load::{HalfMessage, Load},
         mirror, over_both,
-        peer::{Peer, ok, replying, scripted},
+        peer::{ok, replying, scripted},
         report, rule,
     },
     raw_edge::{RawEdge, accept, registered, soon},
     rules_pushed::{edge_with, serves, status},
-    websocket::{ASK, echo},
+    websocket::echo,
 };
 
 /// The value of a series on `/metrics`.
@@ -57,15 +57,7 @@ async fn under_load(over: Over) {
     // A WebSocket in the middle of a message of 1 MiB, whose service no later rules have.
     lab.configure(&rule(format!("http://{}", echo().await)));
     read(&lab, "applied", 1).await;
-    let mut socket = Peer::visit(lab.http).await;
-    socket.send(ASK).await;
-    assert_eq!(socket.answer_head().await.status, 101);
-    let payload = vec![b'm'; 1 << 20];
-    // Masked with zeros, so that what is sent is the payload itself (RFC 6455 §5.3).
-    let (mut header, length) = (vec![0x82, 0x80 | 127], (payload.len() as u64).to_be_bytes());
-    header.extend(length.into_iter().chain([0; 4]));
-    let (first, second) = payload.split_at(payload.len() / 2);
-    socket.send([&header[..], first].concat()).await;
+    let message = HalfMessage::begin(lab.http).await;
     lab.configure(&rule(format!("http://{service}")));
     read(&lab, "applied", 2).await;
 
@@ -92,11 +84,7 @@ async fn under_load(over: Over) {
     ));
     assert!(served.failed.is_empty() && served.requests >= 400, "{served:?}");
 
-    socket.send(second).await;
-    let mut wanted = vec![0x82, 127];
-    wanted.extend(length);
-    assert!(socket.exact(10).await == wanted && socket.exact(payload.len()).await == payload, "the message is another");
-    drop(socket);
+    message.end().await;
     lab.finish().await;
 }
 

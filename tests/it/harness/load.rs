@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 
 use super::{
     LIMIT, background, eventually,
-    peer::{Peer, ok, replying},
+    peer::{Peer, ok, pattern, replying},
 };
+use crate::websocket::ASK;
 
 /// Visitors at work until [`Load::stop`].
 pub(crate) struct Load {
@@ -84,6 +85,38 @@ impl Load {
         }
         Served { requests: self.asked(), failed }
     }
+}
+
+/// A visitor in the middle of a WebSocket message of 1 MiB to a service that echoes.
+pub(crate) struct HalfMessage {
+    peer: Peer,
+    payload: Vec<u8>,
+}
+
+impl HalfMessage {
+    /// Opens the WebSocket and sends the first half.
+    pub(crate) async fn begin(addr: SocketAddr) -> Self {
+        let mut peer = Peer::visit(addr).await;
+        peer.send(ASK).await;
+        assert_eq!(peer.answer_head().await.status, 101);
+        let payload = pattern(1 << 20);
+        // Masked with zeros, so that what is sent is the payload itself (RFC 6455 §5.3).
+        peer.send([&[0x82, 0x80 | 127], &length(&payload)[..], &[0; 4]].concat()).await;
+        peer.send(&payload[..payload.len() / 2]).await;
+        Self { peer, payload }
+    }
+
+    /// Sends the second half, and compares what comes back.
+    pub(crate) async fn end(mut self) {
+        self.peer.send(&self.payload[self.payload.len() / 2..]).await;
+        let head = [&[0x82, 127], &length(&self.payload)[..]].concat();
+        assert_eq!(self.peer.exact(head.len()).await, head);
+        assert!(self.peer.exact(self.payload.len()).await == self.payload, "another message came back");
+    }
+}
+
+fn length(payload: &[u8]) -> [u8; 8] {
+    (payload.len() as u64).to_be_bytes()
 }
 
 async fn ask(peer: &mut Peer, visitor: usize, n: usize) -> Result<(), String> {
