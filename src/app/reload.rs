@@ -74,7 +74,9 @@ impl Reload {
         loop {
             let source = reloading.source.clone();
             let path = file.clone();
-            match tokio::task::spawn_blocking(move || source.reload(path.as_deref())).await {
+            // At the start an empty file is a configuration, later it is somebody who has not written it yet.
+            let read = move || if why == Why::Start { source.load() } else { source.reload(path.as_deref()) };
+            match tokio::task::spawn_blocking(read).await {
                 Ok(read) => {
                     if let Ok(Loaded { file: Some(found), .. }) = &read {
                         file = Some(found.clone());

@@ -111,6 +111,15 @@ async fn unusable(over: Over) {
     lab.finish().await;
 }
 
+async fn empty_at_the_start(over: Over) {
+    let lab = Lab::following(over, "").await;
+    assert_eq!(lab.get("/").await.code(), Some("no-configuration"));
+    lab.configure(&status(201));
+    serves(&lab, 201).await;
+    assert_eq!((reloads(&lab, "refused").await, reloads(&lab, "applied").await), (0, 1));
+    lab.finish().await;
+}
+
 async fn swapped(over: Over) {
     let mut lab = Lab::edge_only().await;
     let volume = lab.dir.path().to_owned();
@@ -260,6 +269,7 @@ over_both! {
     a_changed_file_is_in_force_within_300_ms => soon_in_force,
     a_file_that_changes_under_load_fails_no_request => under_load,
     a_file_that_cannot_be_used_changes_nothing => unusable,
+    a_file_that_is_empty_at_the_start_may_be_written_later => empty_at_the_start,
     a_swapped_config_map_and_a_rename_are_seen => swapped,
     sighup_reads_the_file_at_once => hangup,
     what_stands_beside_the_rules_changes_too_and_flags_win => beside_rules,
