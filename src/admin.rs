@@ -62,7 +62,7 @@ pub struct ConnectorView {
     /// The tunnel, once known.
     pub tunnel: watch::Receiver<Option<Uuid>>,
     /// Bound on draining.
-    pub grace: Duration,
+    pub grace: watch::Receiver<Duration>,
     /// Whether a drain has come to its end.
     pub drained: watch::Receiver<bool>,
 }

@@ -1,26 +1,28 @@
 //! The composition root: binds everything, runs it, drains it. The only place that knows everybody.
 
 mod notify;
+mod reload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use http::{HeaderName, HeaderValue};
 use tokio::{net::TcpListener, sync::watch};
 use uuid::Uuid;
 
 use crate::{
     admin::{self, ConnectorView, View},
-    config::{Config, WarpRouting, local_push},
+    config::Config,
     connector::{Connector, ConnectorConfig, Parts, Status, discovery::EdgeSource, rules::Rules},
     credentials::Token,
     metrics::Metrics,
-    proxy::{Flows, Proxy, Routes},
+    proxy::{Flows, Proxy},
     secrets,
     shutdown::Tasks,
     tls::EdgeTls,
     transport::quic::QuicOptions,
 };
+pub use reload::Reloading;
+use reload::{Live, Reload};
 
 /// A connector with its admin address bound and nothing running.
 #[derive(Debug)]
@@ -31,8 +33,9 @@ pub struct ConnectorApp {
     connector: Uuid,
     metrics: Arc<Metrics>,
     tls: EdgeTls,
-    routes: watch::Sender<Arc<Routes>>,
-    forbidden: Arc<[SocketAddr]>,
+    rules: Rules,
+    live: Live,
+    reloading: Option<Reloading>,
     tasks: Tasks,
 }
 
@@ -48,12 +51,16 @@ impl ConnectorApp {
         let tls =
             EdgeTls::new(config.edge_ca.as_deref(), config.post_quantum).context("trust for the edge (--cacert)")?;
         let metrics = Arc::new(Metrics::new());
-        let warp: WarpRouting = config.warp_routing.clone().limited(config.max_active_flows);
-        let routes = Routes::new(config.ingress.clone(), warp, -1, &metrics, &forbidden)
-            .map_err(|error| anyhow::anyhow!(error))?;
-        let (routes, _) = watch::channel(Arc::new(routes));
+        let rules = Rules::new((&config).into(), metrics.clone(), forbidden).map_err(|error| anyhow::anyhow!(error))?;
         let connector = Uuid::new_v4();
-        Ok(Self { config, search, admin, connector, metrics, tls, routes, forbidden, tasks })
+        let live = Live::new(&config, connector)?;
+        Ok(Self { config, search, admin, connector, metrics, tls, rules, live, reloading: None, tasks })
+    }
+
+    /// Reads the configuration again while it runs.
+    #[must_use]
+    pub fn reloading(self, reloading: Reloading) -> Self {
+        Self { reloading: Some(reloading), ..self }
     }
 
     /// Where the admin address is.
@@ -82,7 +89,7 @@ impl ConnectorApp {
     ///
     /// When the token cannot be used.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { config, search, admin, connector, metrics, tls, routes, forbidden, tasks } = self;
+        let Self { config, search, admin, connector, metrics, tls, rules, live, reloading, tasks } = self;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), %connector, admin = admin::shown(&admin),
             rules = config.ingress.as_ref().map_or(0, |ingress| ingress.rules.len()), "starting"
@@ -94,16 +101,31 @@ impl ConnectorApp {
         let view = ConnectorView {
             connector,
             status,
-            routes: routes.subscribe(),
+            routes: rules.routes(),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             tunnel: tunnel_seen,
-            grace: config.grace_period,
+            grace: live.grace.subscribe(),
             drained: drained_seen,
         };
         // Outlives the drain: a draining process still answers its probes.
         let admin_tasks = Tasks::new();
         admin_tasks.attend(admin::serve(admin, View::Connector(view), admin_tasks.clone()));
+        let proxy = Arc::new(Proxy {
+            routes: rules.routes(),
+            metrics: metrics.clone(),
+            tags: live.tags.subscribe(),
+            management_hostname: config.management_hostname.to_lowercase(),
+            flows: Flows::default(),
+            draining: tasks.draining(),
+        });
+        let (grace, local_rules) = (live.grace.subscribe(), live.local_rules.subscribe());
+        let inbox = rules.start(&tasks);
+        if let Some(reloading) = reloading {
+            let (started, metrics, rules) = (config.clone(), metrics.clone(), inbox.reloads.clone());
+            let reload = Reload { reloading, started, connector, live, rules, metrics };
+            tasks.attend(reload.run(tasks.clone()));
+        }
         let draining = tasks.draining();
         let token = tokio::select! {
             token = secrets::token(&config.secret, config.tunnel.as_deref(), &search) => token?,
@@ -116,31 +138,13 @@ impl ConnectorApp {
         let known = token.borrow().clone();
         tunnel.send_replace(Some(known.tunnel));
         let edge = edge_source(&config, &known)?;
-        let local_rules = local_push(config.ingress.as_ref(), &config.warp_routing, &config.reported);
-        let (_local, local_rules) = watch::channel(Some(Arc::from(local_rules)));
-        let proxy = Arc::new(Proxy {
-            routes: routes.subscribe(),
-            metrics: metrics.clone(),
-            tags: tags(&config, connector)?,
-            management_hostname: config.management_hostname.to_lowercase(),
-            flows: Flows::default(),
-            draining: tasks.draining(),
-        });
-        let rules = Rules {
-            routes,
-            mode: config.remote_config,
-            max_active_flows: config.max_active_flows,
-            metrics: metrics.clone(),
-            forbidden,
-        };
-        let pushes = rules.start(&tasks);
         let running = Connector::new(Parts {
-            config: connector_config(&config, edge, tls),
+            config: connector_config(&config, edge, tls, grace),
             connector,
             token,
             proxy,
             metrics,
-            pushes,
+            pushes: inbox.pushes,
             local_rules,
             tasks: tasks.clone(),
         });
@@ -167,7 +171,12 @@ fn edge_source(config: &Config, token: &Token) -> anyhow::Result<EdgeSource> {
     })
 }
 
-fn connector_config(config: &Config, edge: EdgeSource, tls: EdgeTls) -> ConnectorConfig {
+fn connector_config(
+    config: &Config,
+    edge: EdgeSource,
+    tls: EdgeTls,
+    grace: watch::Receiver<Duration>,
+) -> ConnectorConfig {
     ConnectorConfig {
         connections: config.ha_connections,
         protocol: config.protocol,
@@ -182,23 +191,10 @@ fn connector_config(config: &Config, edge: EdgeSource, tls: EdgeTls) -> Connecto
         },
         rpc_timeout: config.rpc_timeout,
         retries: config.retries,
-        grace: config.grace_period,
+        grace,
         features: config.features.clone(),
         post_quantum: config.post_quantum,
     }
-}
-
-/// `Cf-Warp-Tag-*`: the connector's id, and the user's own (protocol.md §9.1).
-fn tags(config: &Config, connector: Uuid) -> anyhow::Result<Vec<(HeaderName, HeaderValue)>> {
-    let id = [("ID".to_owned(), connector.to_string())];
-    id.iter()
-        .chain(&config.tags)
-        .map(|(name, value)| {
-            let header = HeaderName::from_bytes(format!("cf-warp-tag-{name}").as_bytes())
-                .with_context(|| format!("tag {name}"))?;
-            Ok((header, HeaderValue::from_str(value).with_context(|| format!("tag {name}"))?))
-        })
-        .collect()
 }
 
 fn write_pidfile_when_registered(config: &Config, mut status: watch::Receiver<Status>, tasks: &Tasks) {

@@ -3,6 +3,8 @@
 //! A value that exists is valid. Names of secrets stand here, and a token where cloudflared's file
 //! may hold one in clear; sockets, TLS and the clock do not.
 
+mod allowlist;
+mod change;
 mod duration;
 mod explain;
 mod export;
@@ -17,6 +19,7 @@ mod origin;
 mod path;
 mod reader;
 mod remote;
+mod remote_mode;
 mod rules;
 mod secret_source;
 mod service;
@@ -30,16 +33,18 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use self::allowlist::Allowlist;
 pub use self::explain::{ExplainError, explain};
 pub use self::export::{config_view, local_push};
 pub use self::flags::Flags;
 pub use self::hostname::{Hostname, HostnameError, normal_host};
 pub use self::ip_rules::{IpRule, IpRules, Prefix};
-pub use self::load::{Loaded, load, parse_file, search_directories};
+pub use self::load::{Loaded, Source, load, parse_file, search_directories};
 pub use self::mistakes::{Mistake, Mistakes, Place, Warning};
 pub use self::origin::{Access, OriginOptions, ProxyType, WarpRouting};
 pub use self::path::{PathPattern, decoded_path};
-pub use self::remote::RemoteConfig;
+pub use self::remote::{Refused, RemoteConfig};
+pub use self::remote_mode::RemoteConfigMode;
 pub use self::rules::{Ingress, Rule};
 pub use self::service::{Service, ServiceError, TcpScheme};
 use crate::credentials::{Secret, tunnel_id};
@@ -186,6 +191,18 @@ pub enum LogLevel {
     Warn,
 }
 
+impl LogLevel {
+    /// The same for `tracing`, which has nothing above an error.
+    pub fn as_tracing(self) -> tracing::Level {
+        match self {
+            Self::Debug => tracing::Level::DEBUG,
+            Self::Info => tracing::Level::INFO,
+            Self::Warn => tracing::Level::WARN,
+            Self::Error | Self::Fatal => tracing::Level::ERROR,
+        }
+    }
+}
+
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
@@ -212,16 +229,6 @@ impl Default for QuicOptions {
     fn default() -> Self {
         Self { disable_pmtu_discovery: false, connection_window: 30 << 20, stream_window: 2 << 20 }
     }
-}
-
-/// What happens to configurations that the edge pushes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RemoteConfigMode {
-    /// They replace the file's rules, as with cloudflared.
-    #[default]
-    Accept,
-    /// They are refused.
-    Ignore,
 }
 
 /// Where the token or the credentials come from. Reading them is somebody else's work.

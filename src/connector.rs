@@ -52,8 +52,8 @@ pub struct ConnectorConfig {
     pub rpc_timeout: Duration,
     /// Exponent of the longest wait after refused registrations.
     pub retries: u8,
-    /// Bound on draining.
-    pub grace: Duration,
+    /// Bound on draining, as it is when the drain begins.
+    pub grace: watch::Receiver<Duration>,
     /// Feature strings beside the usual ones.
     pub features: Vec<String>,
     /// Whether `postquantum` is among them.
@@ -82,7 +82,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Whether what is still open now is cut.
     fn grace_is_over(&self) -> bool {
-        self.tasks.drained_at().is_some_and(|began| began.elapsed() >= self.config.grace)
+        self.tasks.drained_at().is_some_and(|began| began.elapsed() >= *self.config.grace.borrow())
     }
 }
 

@@ -86,8 +86,8 @@ pub enum Error {
         source: io::Error,
     },
     /// Following the state.
-    #[error("cannot watch the state: {0}")]
-    Watch(#[from] notify::Error),
+    #[error("cannot follow the state: {0}")]
+    Follow(#[source] io::Error),
 }
 
 /// What all tasks of an edge share.
@@ -175,7 +175,7 @@ impl Edge {
     pub async fn run(self) -> Result<(), Error> {
         let Self { shared, quic, tcp, connector_tls, visitor_tls, http, https } = self;
         let tasks = shared.tasks.clone();
-        follow::start(&shared)?;
+        follow::start(&shared).map_err(Error::Follow)?;
         tasks.spawn(listen::accept_quic(shared.clone(), quic.clone()));
         tasks.spawn(listen::accept_tcp(shared.clone(), tcp, connector_tls));
         if let Some(listener) = http {
@@ -203,6 +203,12 @@ impl EdgeHandle {
     /// The tunnels of its state, as last read.
     pub fn tunnels(&self) -> Arc<Tunnels> {
         self.0.tunnels.borrow().clone()
+    }
+
+    /// Reads the state again at once, and pushes what has changed.
+    pub fn reread(&self) {
+        follow::reread(&self.0);
+        follow::push_changes(&self.0);
     }
 
     /// Follows the tunnels of its state.

@@ -14,6 +14,7 @@
 pub mod backoff;
 pub mod code;
 pub mod credentials;
+pub mod follow;
 pub mod shutdown;
 pub mod telemetry;
 

@@ -3,6 +3,8 @@
 //! Where the peer has a name for a thing, that name is used, spelled as it spells it; the rest begins with `adit_`.
 //! Labels are closed sets or rule numbers, never hosts or paths. Handles of hot paths are resolved once.
 
+mod configuration;
+
 use std::{
     fmt,
     sync::{
@@ -20,6 +22,7 @@ use prometheus_client::{
 };
 
 use crate::code::Code;
+pub use configuration::{Configuration, Generation, Outcome};
 
 /// Rules with series of their own; those beyond share one, so that a pushed configuration cannot grow the memory.
 const MOST_RULES: usize = 100;
@@ -127,6 +130,8 @@ struct BuildLabel {
 /// The metrics of a connector.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Those of the configuration.
+    pub configuration: Configuration,
     registry: Registry,
     ha_connections: IntGauge,
     total_requests: PlainCounter,
@@ -136,7 +141,6 @@ pub struct Metrics {
     register_success: Family<RpcLabel, PlainCounter>,
     register_fail: Family<RegisterFailLabel, PlainCounter>,
     server_locations: Family<LocationLabel, IntGauge>,
-    config_version: IntGauge,
     local_config_pushes: PlainCounter,
     local_config_push_errors: PlainCounter,
     tcp_active: IntGauge,
@@ -156,7 +160,6 @@ pub struct Metrics {
     visitors_left: Counter,
     malformed_streams: Counter,
     dropped_datagrams: Counter,
-    ignored_keys: Counter,
     streams_cut: Counter,
     panics: IntGauge,
 }
@@ -183,6 +186,7 @@ impl Metrics {
     /// Everything at zero.
     pub fn new() -> Self {
         let mut metrics = Self {
+            configuration: Configuration::new(),
             registry: Registry::default(),
             ha_connections: IntGauge::default(),
             total_requests: PlainCounter::default(),
@@ -192,7 +196,6 @@ impl Metrics {
             register_success: Family::default(),
             register_fail: Family::default(),
             server_locations: Family::default(),
-            config_version: IntGauge::default(),
             local_config_pushes: PlainCounter::default(),
             local_config_push_errors: PlainCounter::default(),
             tcp_active: IntGauge::default(),
@@ -212,7 +215,6 @@ impl Metrics {
             visitors_left: Counter::default(),
             malformed_streams: Counter::default(),
             dropped_datagrams: Counter::default(),
-            ignored_keys: Counter::default(),
             streams_cut: Counter::default(),
             panics: IntGauge::default(),
         };
@@ -221,7 +223,6 @@ impl Metrics {
         for code in Code::ALL {
             drop(metrics.refusals.get_or_create(&CodeLabel { code: code.as_str() }));
         }
-        metrics.config_version.set(-1);
         metrics.register();
         metrics
     }
@@ -256,7 +257,7 @@ impl Metrics {
             "Where connections are, 1 now, 0 before",
             self.server_locations.clone(),
         );
-        r.register("cloudflared_orchestration_config_version", "Version of the rules", self.config_version.clone());
+        self.configuration.register(r);
         r.register(
             "cloudflared_config_local_config_pushes",
             "Local rules told to the edge",
@@ -298,7 +299,6 @@ impl Metrics {
         r.register("adit_visitors_left", "Visitors who left before the end", self.visitors_left.clone());
         r.register("adit_malformed_streams", "Streams of the edge that made no sense", self.malformed_streams.clone());
         r.register("adit_dropped_datagrams", "Datagrams, which are not served yet", self.dropped_datagrams.clone());
-        r.register("adit_ignored_configuration_keys", "Unknown keys in pushed rules", self.ignored_keys.clone());
         r.register("adit_streams_cut", "Streams that outlived a grace period", self.streams_cut.clone());
         r.register("adit_task_panics", "Panics that ended one stream each", self.panics.clone());
     }
@@ -413,12 +413,6 @@ impl Metrics {
         // Two for a moment, while one replaces the other.
         self.connections.get_or_create(&label).inc();
         ConnectionGuard { metrics: self.clone(), label, location }
-    }
-
-    /// Rules changed.
-    pub fn rules(&self, version: i32, ignored_keys: usize) {
-        self.config_version.set(version.into());
-        self.ignored_keys.inc_by(ignored_keys as u64);
     }
 
     /// A connection was replaced while it served.

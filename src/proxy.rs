@@ -33,6 +33,9 @@ use record::Record;
 pub use routes::{Route, Routes};
 pub use tcp::Flows;
 
+/// Headers with their values.
+pub type Tags = Arc<[(HeaderName, HeaderValue)]>;
+
 /// What every request of a connector shares.
 #[derive(Debug)]
 pub struct Proxy {
@@ -41,7 +44,7 @@ pub struct Proxy {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Headers added to every request: `Cf-Warp-Tag-*` (protocol.md §9.1).
-    pub tags: Vec<(HeaderName, HeaderValue)>,
+    pub tags: watch::Receiver<Tags>,
     /// Answered by adit itself, lower case.
     pub management_hostname: String,
     /// Streams without a rule that are open.

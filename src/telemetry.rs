@@ -4,13 +4,16 @@
 //! its own, [`access`], since it is written on the data path.
 
 pub mod access;
+mod level;
 mod sink;
 
 use std::{error::Error as StdError, fmt, io, path::PathBuf};
 
-use tracing::{Level, level_filters::LevelFilter};
-use tracing_subscriber::{Layer, filter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing::Level;
+use tracing_subscriber::{Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
+use level::Threshold;
+pub use level::set_level;
 pub use sink::Sink;
 
 /// Target of access events.
@@ -19,7 +22,7 @@ pub const ACCESS: &str = "access";
 /// How to log.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
-    /// The lowest level shown.
+    /// The lowest level shown; [`set_level`] changes it later.
     pub level: Level,
     /// JSON lines instead of text.
     pub json: bool,
@@ -46,32 +49,24 @@ impl Drop for Guard {
 ///
 /// When the log file cannot be opened.
 pub fn init(options: &LogOptions) -> io::Result<Guard> {
-    let level = LevelFilter::from_level(options.level);
-    // Libraries speak up from warn on; ours at the level asked for.
-    let ordinary = || {
-        filter::Targets::new()
-            .with_target("adit", level)
-            .with_default(LevelFilter::WARN.min(level))
-            .with_target(ACCESS, LevelFilter::OFF)
-    };
-    let only_access = || filter::Targets::new().with_target(ACCESS, level);
+    set_level(options.level);
     let console = Sink::stderr();
     let mut sinks = vec![console.clone()];
     let mut layers: Vec<Box<dyn Layer<_> + Send + Sync>> = Vec::new();
     let format = tracing_subscriber::fmt::layer();
     layers.push(if options.json {
         let layer = format.json().flatten_event(true).with_current_span(false).with_span_list(false);
-        layer.with_writer(console.clone()).with_filter(ordinary()).boxed()
+        layer.with_writer(console.clone()).with_filter(Threshold::Ordinary).boxed()
     } else {
-        format.with_target(false).with_ansi(false).with_writer(console.clone()).with_filter(ordinary()).boxed()
+        format.with_target(false).with_ansi(false).with_writer(console.clone()).with_filter(Threshold::Ordinary).boxed()
     });
-    layers.push(access::layer(console, options.json).with_filter(only_access()).boxed());
+    layers.push(access::layer(console, options.json).with_filter(Threshold::Access).boxed());
     if let Some(path) = &options.file {
         let sink = Sink::file(path)?;
         sinks.push(sink.clone());
         let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
-        layers.push(json.with_span_list(false).with_writer(sink.clone()).with_filter(ordinary()).boxed());
-        layers.push(access::layer(sink, true).with_filter(only_access()).boxed());
+        layers.push(json.with_span_list(false).with_writer(sink.clone()).with_filter(Threshold::Ordinary).boxed());
+        layers.push(access::layer(sink, true).with_filter(Threshold::Access).boxed());
     }
     let _ = tracing_subscriber::registry().with(layers).try_init();
     Ok(Guard(sinks))

@@ -70,7 +70,7 @@ impl ConnectorView {
             connections: self.status().connections.iter().flatten().count(),
             in_flight: u64::try_from(self.metrics.in_flight()).unwrap_or(0),
             cut: self.metrics.streams_cut(),
-            grace_left_ms: u64::try_from(self.grace.saturating_sub(spent).as_millis()).unwrap_or(u64::MAX),
+            grace_left_ms: u64::try_from(self.grace.borrow().saturating_sub(spent).as_millis()).unwrap_or(u64::MAX),
         }
     }
 }

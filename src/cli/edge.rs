@@ -111,7 +111,7 @@ pub(super) fn run(args: EdgeArgs) -> Outcome {
     let grace = Duration::from_secs(args.grace_period);
     run::with_runtime(None, async move {
         let tasks = Tasks::new();
-        run::drain_on_signal(&tasks);
+        let hangup = run::on_signals(&tasks);
         let bound = async {
             let listener =
                 admin::bind(&metrics).await.map_err(|error| format!("cannot bind the admin address: {error}"))?;
@@ -133,6 +133,13 @@ pub(super) fn run(args: EdgeArgs) -> Outcome {
             shown(edge.https_addr()),
             admin::shown(&listener)
         ));
+        let handle = edge.handle();
+        tasks.attend(async move {
+            loop {
+                hangup.notified().await;
+                handle.reread();
+            }
+        });
         let view = View::Edge { edge: edge.handle(), started: tokio::time::Instant::now() };
         tasks.attend(admin::serve(listener, view, tasks.clone()));
         let outcome = match edge.run().await {

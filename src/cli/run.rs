@@ -1,24 +1,26 @@
 //! `run` and `demo`: a runtime, signals, and the way out.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
+    sync::Notify,
 };
 use tracing::Level;
 
 use super::{Outcome, complain, env, say, search};
 use crate::{
-    app::ConnectorApp,
-    config::{Config, Flags, LogFormat, LogLevel, SecretSource, load},
+    app::{ConnectorApp, Reloading},
+    config::{Config, Flags, LogFormat, SecretSource, Source},
     demo, secrets,
     shutdown::Tasks,
     telemetry::{self, LogOptions},
 };
 
 pub(super) fn connector(flags: Flags, workers: Option<usize>) -> Outcome {
-    let loaded = match load(&flags, env, &search()) {
+    let source = Source { flags, env, search: search() };
+    let loaded = match source.load() {
         Ok(loaded) => loaded,
         Err(mistakes) => {
             complain(&mistakes.to_string());
@@ -46,9 +48,10 @@ pub(super) fn connector(flags: Flags, workers: Option<usize>) -> Outcome {
     let grace = config.grace_period;
     with_runtime(workers, async move {
         let tasks = Tasks::new();
-        drain_on_signal(&tasks);
+        let hangup = on_signals(&tasks);
+        let reloading = Reloading { source, file: loaded.file, hangup };
         let app = match ConnectorApp::bind(config, search(), tasks.clone()).await {
-            Ok(app) => app,
+            Ok(app) => app.reloading(reloading),
             Err(error) => {
                 tracing::error!("{error:#}");
                 return Outcome::Usage;
@@ -73,7 +76,7 @@ pub(super) fn demo(once: bool, protocol: &str) -> Outcome {
     let protocol = protocol.to_owned();
     with_runtime(None, async move {
         let tasks = Tasks::new();
-        drain_on_signal(&tasks);
+        let _ = on_signals(&tasks);
         match demo::run(&protocol, once, say, &tasks).await {
             Ok(true) => Outcome::Done,
             Ok(false) => Outcome::Failed,
@@ -90,16 +93,7 @@ fn log_options(config: &Config) -> LogOptions {
         let directory = config.log_directory.as_ref()?;
         Some(PathBuf::from(directory).join("adit.log"))
     });
-    LogOptions {
-        level: match config.loglevel {
-            LogLevel::Debug => Level::DEBUG,
-            LogLevel::Info => Level::INFO,
-            LogLevel::Warn => Level::WARN,
-            LogLevel::Error | LogLevel::Fatal => Level::ERROR,
-        },
-        json: config.output == LogFormat::Json,
-        file,
-    }
+    LogOptions { level: config.loglevel.as_tracing(), json: config.output == LogFormat::Json, file }
 }
 
 /// One thread does the work of small machines cheapest: no request wakes another thread. More cores get more threads,
@@ -143,14 +137,16 @@ fn abandon(runtime: Runtime) {
     runtime.shutdown_timeout(Duration::from_millis(200));
 }
 
-/// The first SIGTERM or SIGINT drains, the second stops at once.
-pub(super) fn drain_on_signal(tasks: &Tasks) {
+/// The first SIGTERM or SIGINT drains, the second stops at once. Returns what SIGHUP tells.
+pub(super) fn on_signals(tasks: &Tasks) -> Arc<Notify> {
     let tasks_ = tasks.clone();
+    let told = Arc::new(Notify::new());
+    let hung_up = told.clone();
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
     else {
         tracing::error!("signals cannot be handled; they end the process at once");
-        return;
+        return told;
     };
     let killed = tasks.killed();
     tasks.attend(async move {
@@ -160,7 +156,7 @@ pub(super) fn drain_on_signal(tasks: &Tasks) {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
                 _ = hangup.recv() => {
-                    tracing::info!("SIGHUP: nothing is re-read by this version");
+                    hung_up.notify_one();
                     continue;
                 }
                 () = killed.cancelled() => return,
@@ -176,4 +172,5 @@ pub(super) fn drain_on_signal(tasks: &Tasks) {
             tasks_.drain();
         }
     });
+    told
 }

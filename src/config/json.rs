@@ -7,7 +7,8 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::mistakes::{Place, Report};
 use super::tree::{Entry, Node, Value};
 
-const MAX_BYTES: usize = 4 << 20;
+/// A longer document is refused unread.
+pub(crate) const MAX_BYTES: usize = 4 << 20;
 
 /// Reads one JSON value; anything behind it is a mistake. `None`: reported. The parser stops at 128
 /// levels, so that readers of the tree may recurse.

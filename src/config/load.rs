@@ -14,7 +14,7 @@ use super::secret_source::{self, FileSecrets, Sources};
 use super::settings::{Role, SETTINGS, find};
 use super::settle::Parts;
 use super::tree::{self, Entry, Node, Value};
-use super::{Config, RemoteConfigMode, single};
+use super::{Config, RemoteConfigMode, remote_mode, single};
 
 /// A configuration, what is odd about it, and where it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,39 @@ pub struct Loaded {
     pub ineffective_origin: Vec<&'static str>,
 }
 
+/// How a configuration was asked for, to read it again.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Flags, which win over everything.
+    pub flags: Flags,
+    /// Looks up a variable.
+    pub env: fn(&str) -> Option<String>,
+    /// Where a file is looked for when none is named.
+    pub search: Vec<PathBuf>,
+}
+
+impl Source {
+    /// Reads the configuration for the first time.
+    ///
+    /// # Errors
+    /// Those of [`load`].
+    pub fn load(&self) -> Result<Loaded, Mistakes> {
+        load(&self.flags, self.env, &self.search)
+    }
+
+    /// Reads the same file again; without one, looks for one again. A file that is gone or empty is a mistake here:
+    /// somebody is about to write it, and does not mean a connector without rules.
+    ///
+    /// # Errors
+    /// Those of [`load`].
+    pub fn reload(&self, file: Option<&Path>) -> Result<Loaded, Mistakes> {
+        match file {
+            Some(path) => from_file(path, &self.flags, self.env, true),
+            None => self.load(),
+        }
+    }
+}
+
 /// Reads the file that `--config` names, else the first `config.yml` or `config.yaml` in `search`,
 /// and puts environment and flags on top. `env` looks up a variable.
 ///
@@ -43,17 +76,30 @@ pub fn load(flags: &Flags, env: impl Fn(&str) -> Option<String>, search: &[PathB
             .flat_map(|directory| [directory.join("config.yml"), directory.join("config.yaml")])
             .find(|path| path.is_file()),
     };
-    let Some(path) = file else {
-        return parse_file("configuration", "", flags, env);
-    };
+    match file {
+        Some(path) => from_file(&path, flags, env, false),
+        None => parse_file("configuration", "", flags, env),
+    }
+}
+
+fn from_file(
+    path: &Path,
+    flags: &Flags,
+    env: impl Fn(&str) -> Option<String>,
+    again: bool,
+) -> Result<Loaded, Mistakes> {
     let name = path.display().to_string();
-    let text = read(&path).map_err(|message| {
+    let wrong = |message: String| {
         let mut report = Report::new(&*name);
         report.mistake(Place::default(), "", message);
         report.into_mistakes()
-    })?;
+    };
+    let text = read(path).map_err(wrong)?;
+    if again && text.trim().is_empty() {
+        return Err(wrong("is empty".to_owned()));
+    }
     let mut loaded = parse_file(&name, &text, flags, env)?;
-    loaded.file = Some(path);
+    loaded.file = Some(path.to_owned());
     Ok(loaded)
 }
 
@@ -155,7 +201,7 @@ const STRUCTURE: [&str; 4] = ["ingress", "originRequest", "tunnel", "warp-routin
 
 fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
     let mut file = File::default();
-    let mut reader = Reader { report, dialect: Dialect::File, lenient };
+    let mut reader = Reader { report, dialect: Dialect::File, lenient, allowed: None };
     let Value::Map(entries) = &root.value else {
         if !matches!(root.value, Value::Null) {
             reader.report.mistake(root.place, "", "a configuration is a mapping of keys to values");
@@ -172,7 +218,7 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
         match &**key {
             "originRequest" => {}
             "ingress" => file.ingress = rules::read(&mut reader, node, &file.defaults),
-            "remoteConfig" => file.remote_config = remote_config(&mut reader, node),
+            "remoteConfig" => file.remote_config = remote_mode::read(&mut reader, node),
             "token" => file.secrets.token = secret_source::token(&mut reader, node),
             "token-file" => file.secrets.token_file = secret_source::token_file(&mut reader, node),
             "credentials-contents" => {
@@ -213,26 +259,6 @@ fn unknown(reader: &mut Reader<'_>, entry: &Entry) {
     let known = OWN.into_iter().chain(STRUCTURE).chain(settings);
     let nearest = if reader.report.full() { None } else { nearest(&entry.key, known) };
     reader.report.warning_near(entry.place, &join("", &entry.key), "unknown key, ignored", nearest);
-}
-
-fn remote_config(reader: &mut Reader<'_>, node: &Node) -> RemoteConfigMode {
-    let path = "remoteConfig";
-    if matches!(node.value, Value::Map(_)) {
-        reader.report.mistake(node.place, path, format!("an allowlist is {NOT_YET}"));
-        return RemoteConfigMode::Ignore;
-    }
-    match reader.text(node, path).as_deref() {
-        Some("accept") | None => RemoteConfigMode::Accept,
-        Some("ignore") => RemoteConfigMode::Ignore,
-        Some("allowlist") => {
-            reader.report.mistake(node.place, path, format!("an allowlist is {NOT_YET}"));
-            RemoteConfigMode::Ignore
-        }
-        Some(_) => {
-            reader.report.mistake(node.place, path, "must be accept or ignore");
-            RemoteConfigMode::Ignore
-        }
-    }
 }
 
 /// Flags that cloudflared reports with its local rules (protocol.md section 5.5).

@@ -80,6 +80,8 @@ pub(crate) struct Report {
     pub(crate) warnings: Vec<Warning>,
     /// Keys that nothing reads; only pushed JSON counts instead of reporting.
     pub(crate) ignored: usize,
+    /// How many of the mistakes are services outside the allowlist.
+    pub(crate) disallowed: usize,
 }
 
 // A file that is wrong everywhere need not be quoted everywhere: nobody reads further, and pushed
@@ -88,7 +90,7 @@ const LIMIT: usize = 200;
 
 impl Report {
     pub(crate) fn new(file: impl Into<String>) -> Self {
-        Self { file: file.into(), mistakes: Vec::new(), warnings: Vec::new(), ignored: 0 }
+        Self { file: file.into(), mistakes: Vec::new(), warnings: Vec::new(), ignored: 0, disallowed: 0 }
     }
 
     pub(crate) fn mistake(&mut self, place: Place, key: &str, message: impl Into<String>) {
@@ -99,6 +101,13 @@ impl Report {
     pub(crate) fn unknown(&mut self, place: Place, key: &str, nearest: Option<String>) {
         let mistake = self.entry(place, key, "unknown key", nearest);
         self.push(mistake);
+    }
+
+    /// A service that is fine in itself and not on the allowlist.
+    pub(crate) fn disallowed(&mut self, place: Place, key: &str, message: impl Into<String>) {
+        let before = self.mistakes.len();
+        self.mistake(place, key, message);
+        self.disallowed += self.mistakes.len() - before;
     }
 
     pub(crate) fn warning(&mut self, place: Place, key: &str, message: impl Into<String>) {

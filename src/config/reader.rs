@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::allowlist::Allowlist;
 use super::duration;
 use super::mistakes::{Report, nearest};
 use super::tree::{Entry, Node, Value};
@@ -24,6 +25,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) dialect: Dialect,
     /// Unknown keys are warnings.
     pub(crate) lenient: bool,
+    /// Where rules may lead; `None`: anywhere.
+    pub(crate) allowed: Option<&'a Allowlist>,
 }
 
 impl Reader<'_> {

@@ -1,9 +1,10 @@
 //! What the edge pushes (protocol.md section 5.6).
 
-use super::json::parse_json;
-use super::mistakes::{Mistakes, Warning};
+use super::json::{MAX_BYTES, parse_json};
+use super::mistakes::{Mistakes, Place, Warning};
 use super::origin::{self, OriginOptions, WarpRouting};
 use super::reader::{Dialect, Reader};
+use super::remote_mode::RemoteConfigMode;
 use super::rules::{self, Ingress, NOT_YET};
 use super::tree::{Node, Value};
 
@@ -21,18 +22,40 @@ pub struct RemoteConfig {
     pub warnings: Vec<Warning>,
 }
 
+/// Why a push is not in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Every reason.
+    pub mistakes: Mistakes,
+    /// Only `remoteConfig` holds it back: another setting there would let it through, or let it be read at least.
+    pub held: bool,
+}
+
 impl RemoteConfig {
-    /// Reads the JSON of a push.
+    /// Reads the JSON of a push that may name any service.
     ///
     /// # Errors
-    /// Every mistake at once: the push is refused whole, and the edge is told all reasons.
+    /// Every mistake at once.
     pub fn parse(json: &[u8]) -> Result<Self, Mistakes> {
+        Self::judge(json, &RemoteConfigMode::Accept).map_err(|refused| refused.mistakes)
+    }
+
+    /// Reads the JSON of a push under what `remoteConfig` says.
+    ///
+    /// # Errors
+    /// Every reason at once: the push is refused whole, and the edge is told all of them.
+    pub fn judge(json: &[u8], mode: &RemoteConfigMode) -> Result<Self, Refused> {
         let mut report = super::mistakes::Report::new("pushed configuration");
+        if *mode == RemoteConfigMode::Ignore {
+            report.mistake(Place::default(), "", "this connector ignores what is pushed (remoteConfig: ignore)");
+            return Err(Refused { mistakes: report.into_mistakes(), held: json.len() <= MAX_BYTES });
+        }
         let root = parse_json(json, &mut report);
-        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false };
+        let allowed = mode.allowlist();
+        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false, allowed };
         let (ingress, warp_routing) = root.map(|root| top_level(&mut reader, &root)).unwrap_or_default();
         if !report.mistakes.is_empty() {
-            return Err(report.into_mistakes());
+            return Err(Refused { held: report.mistakes.len() == report.disallowed, mistakes: report.into_mistakes() });
         }
         Ok(Self {
             ingress: ingress.unwrap_or_else(Ingress::unconfigured),

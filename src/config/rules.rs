@@ -228,10 +228,15 @@ fn service(reader: &mut Reader<'_>, raw: &RawRule, origin: &OriginOptions, path:
         Ok((service, _)) => matches!(service, Service::Http { .. } | Service::Tcp { .. }),
         Err(_) => !text.starts_with("unix") && !text.starts_with("http_status"),
     };
-    if origin.bastion_mode && dialled {
-        return Some((Service::Bastion, Service::Bastion.to_string()));
-    }
+    let parsed =
+        if origin.bastion_mode && dialled { Ok((Service::Bastion, Service::Bastion.to_string())) } else { parsed };
     match parsed {
+        Ok((service, _)) if reader.allowed.is_some_and(|allowed| !allowed.allows(&service)) => {
+            // Other mistakes of this rule are still looked for: the answer names every reason.
+            let message = format!("{service} is not among the services that remoteConfig allows");
+            reader.report.disallowed(place, &join(path, "service"), message);
+            Some((service, String::new()))
+        }
         Ok(parsed) => Some(parsed),
         Err(error) => {
             reader.report.mistake(place, &join(path, "service"), error.to_string());

@@ -156,6 +156,14 @@ impl Service {
         url(text)
     }
 
+    /// The host of what is dialled by name or address.
+    pub(crate) fn host(&self) -> Option<&str> {
+        match self {
+            Self::Http { host, .. } | Self::Tcp { host, .. } => Some(host),
+            _ => None,
+        }
+    }
+
     /// The service and the spelling under which it is shown and exported: as configured, except
     /// that cloudflared adds the port to TCP services and knows one name for the built-in page.
     pub(crate) fn spelled(text: &str) -> Result<(Self, String), ServiceError> {

@@ -56,9 +56,13 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
     };
     shared.status.send_modify(|status| status.registered(index, state));
     let control = Arc::new(control);
-    if index == 0 && !registered.remotely_managed {
-        tell_local_rules(shared, &control);
-    }
+    let local_rules = async {
+        if index == 0 && !registered.remotely_managed {
+            tell_local_rules(shared, &control).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut local_rules = Box::pin(local_rules);
     let streams = TaskTracker::new();
     for pending in early {
         start(shared, &streams, via, pending);
@@ -98,6 +102,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
             },
             () = control.closed() => break transport::Error::Closed,
             () = &mut datagrams => {}
+            () = &mut local_rules => {}
             _ = beat.tick() => match liveness.look() {
                 Look::Alive(trouble) => {
                     line.trouble.send_if_modified(|before| std::mem::replace(before, trouble) != trouble);
@@ -116,22 +121,29 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
         }
     };
     shared.status.send_modify(|status| status.ended(index, registered.connection));
+    drop(local_rules);
     drop(control);
     session.close().await;
     tracing::info!(index, %edge, reason = %error, "connection ended");
     Fault::Transport { transport: via.transport, edge, error }
 }
 
-fn tell_local_rules(shared: &Arc<Shared>, control: &Arc<Control>) {
-    let Some(json) = shared.local_rules.borrow().clone() else { return };
-    let (shared_, control) = (shared.clone(), control.clone());
-    shared.tasks.spawn(async move {
-        let told = control.update_local_configuration(json.as_bytes().to_vec(), shared_.config.rpc_timeout).await;
-        shared_.metrics.local_rules_told(told.is_ok());
-        if let Err(error) = told {
-            tracing::warn!(error, "the edge did not take the local rules");
+/// Tells the edge the file's rules, and again whenever they change (protocol.md §5.5).
+async fn tell_local_rules(shared: &Shared, control: &Control) {
+    let mut rules = shared.local_rules.clone();
+    loop {
+        let json = rules.borrow_and_update().clone();
+        if let Some(json) = json {
+            let told = control.update_local_configuration(json.as_bytes().to_vec(), shared.config.rpc_timeout).await;
+            shared.metrics.local_rules_told(told.is_ok());
+            if let Err(error) = told {
+                tracing::warn!(error, "the edge did not take the local rules");
+            }
         }
-    });
+        if rules.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 pub(super) fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pending: Pending) {
@@ -194,11 +206,17 @@ fn parse_push(body: &[u8]) -> Option<(i32, Bytes)> {
     #[derive(serde::Deserialize)]
     struct Body<'a> {
         version: i32,
-        #[serde(borrow)]
+        #[serde(borrow, default, deserialize_with = "present")]
         config: Option<&'a serde_json::value::RawValue>,
     }
+    // `null` is a document, an empty one; no document is none, and is refused like any other that is no JSON.
+    fn present<'de, D: serde::Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<&'de serde_json::value::RawValue>, D::Error> {
+        serde::Deserialize::deserialize(from).map(Some)
+    }
     let body: Body<'_> = serde_json::from_slice(body).ok()?;
-    let config = body.config.map_or("null", serde_json::value::RawValue::get);
+    let config = body.config.map_or("", serde_json::value::RawValue::get);
     Some((body.version, Bytes::copy_from_slice(config.as_bytes())))
 }
 
@@ -220,6 +238,8 @@ mod tests {
     fn a_push_is_a_version_and_an_untouched_document() {
         let (version, config) = parse_push(br#"{"version":7,"config":{"ingress":[ ]}}"#).unwrap();
         assert_eq!((version, &config[..]), (7, &br#"{"ingress":[ ]}"#[..]));
+        assert_eq!(parse_push(br#"{"version":1,"config":null}"#).unwrap().1, "null");
+        assert_eq!(parse_push(br#"{"version":1}"#).unwrap().1, "");
         assert!(parse_push(b"nope").is_none());
         assert!(parse_push(br#"{"config":{}}"#).is_none());
     }

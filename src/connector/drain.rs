@@ -55,7 +55,7 @@ pub(super) async fn drain(
 ) -> usize {
     let draining = shared.tasks.draining();
     let grace_ends = || {
-        let drained = shared.tasks.drained_at().map(|began| began + shared.config.grace);
+        let drained = shared.tasks.drained_at().map(|began| began + *shared.config.grace.borrow());
         drained.unwrap_or_else(|| Instant::now() + FAR)
     };
     let mut deadline = grace_ends();

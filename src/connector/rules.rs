@@ -1,86 +1,321 @@
 //! Which rules are in force: the file's, until the edge pushes others (protocol.md §5.6).
 //!
-//! One task takes all pushes of all connections, so that versions are decided in one place.
+//! One task takes every push of every connection and every change of the file, so that this is decided in one place.
+//! Documents are read and services made ready beside the runtime: ten thousand rules must not hold up requests.
+//!
+//! Versions and pushed rules belong to one tunnel: a connector that changes its tunnel starts a new [`Rules`], at −1.
+
+mod maker;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::sync::{mpsc, watch};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{RemoteConfig, RemoteConfigMode},
-    metrics::Metrics,
+    config::{Config, Ingress, RemoteConfigMode, WarpRouting},
+    metrics::{Metrics, Outcome},
     proxy::Routes,
     shutdown::Tasks,
     wire::calls::{Applied, Push},
 };
+use maker::{Maker, Refusal, aside};
 
-/// Takes pushes and publishes routes.
+/// What the file, flags and environment say about rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    ingress: Option<Ingress>,
+    warp: WarpRouting,
+    mode: RemoteConfigMode,
+    max_active_flows: Option<u64>,
+}
+
+impl From<&Config> for Local {
+    fn from(config: &Config) -> Self {
+        Self {
+            ingress: config.ingress.clone(),
+            warp: config.warp_routing.clone().limited(config.max_active_flows),
+            mode: config.remote_config.clone(),
+            max_active_flows: config.max_active_flows,
+        }
+    }
+}
+
+/// A change of the file, and who waits to hear whether its rules can be used.
+#[derive(Debug)]
+pub struct Reload {
+    /// What the file says now.
+    pub local: Local,
+    /// Takes the reason when the file's rules cannot be used; then nothing has changed.
+    pub reply: oneshot::Sender<Result<(), String>>,
+}
+
+/// Where the task takes its work from.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    /// Takes pushes; one of each connection fits.
+    pub pushes: mpsc::Sender<Push>,
+    /// Takes changes of the file.
+    pub reloads: mpsc::Sender<Reload>,
+}
+
+/// A document of the edge.
+#[derive(Clone, Debug)]
+struct Pushed {
+    version: i32,
+    json: Bytes,
+}
+
+/// Decides which rules are in force and publishes them.
 #[derive(Debug)]
 pub struct Rules {
-    /// Where routes are published.
-    pub routes: watch::Sender<Arc<Routes>>,
-    /// Whether pushes are welcome.
-    pub mode: RemoteConfigMode,
-    /// A local flow limit wins over a pushed one.
-    pub max_active_flows: Option<u64>,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    /// Addresses no rule may dial.
-    pub forbidden: Arc<[SocketAddr]>,
+    routes: watch::Sender<Arc<Routes>>,
+    local: Arc<Local>,
+    maker: Maker,
+    /// What was in force last, kept for when `remoteConfig` lets it be so again.
+    accepted: Option<Pushed>,
+    /// A later one that only `remoteConfig` held back; changing that brings it into force.
+    held: Option<Pushed>,
+    /// Every connection brings the same push; it is refused once in the log.
+    told: Option<(i32, String)>,
 }
 
 impl Rules {
-    /// Starts the task; its queue holds one push of each connection.
-    pub fn start(self, tasks: &Tasks) -> mpsc::Sender<Push> {
-        let (pushes, mut queue) = mpsc::channel::<Push>(8);
-        let draining = tasks.killed();
+    /// The file's rules are in force.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be used, with every reason.
+    pub fn new(local: Local, metrics: Arc<Metrics>, forbidden: Arc<[SocketAddr]>) -> Result<Self, String> {
+        let maker = Maker { metrics, forbidden };
+        let (routes, _) = watch::channel(Arc::new(maker.of_file(&local)?));
+        Ok(Self { routes, local: Arc::new(local), maker, accepted: None, held: None, told: None })
+    }
+
+    /// The rules in force.
+    pub fn routes(&self) -> watch::Receiver<Arc<Routes>> {
+        self.routes.subscribe()
+    }
+
+    /// Starts the task; it answers until it is killed, since a draining connector still gets pushes.
+    pub fn start(mut self, tasks: &Tasks) -> Inbox {
+        let (pushes, mut pushed) = mpsc::channel::<Push>(8);
+        let (reloads, mut changed) = mpsc::channel::<Reload>(1);
         tasks.attend(async move {
             let mut sweep = tokio::time::interval(Routes::SWEEP);
             loop {
                 tokio::select! {
-                    push = queue.recv() => match push {
+                    push = pushed.recv() => match push {
                         Some(Push { version, config, reply, .. }) => {
-                            let _ = reply.send(self.apply(version, &config));
+                            let _ = reply.send(self.push(Pushed { version, json: config }).await);
                         }
                         None => return,
                     },
+                    Some(Reload { local, reply }) = changed.recv() => {
+                        let _ = reply.send(self.reload(local).await);
+                    }
                     _ = sweep.tick() => self.routes.borrow().sweep(),
-                    () = draining.cancelled() => return,
                 }
             }
         });
-        pushes
+        Inbox { pushes, reloads }
+    }
+
+    fn version(&self) -> i32 {
+        self.routes.borrow().version
     }
 
     /// Applies a push, or refuses it whole.
-    fn apply(&self, version: i32, json: &[u8]) -> Applied {
-        let current = self.routes.borrow().version;
-        let refused = |error: String| {
-            tracing::error!(version, current, error, "the edge's rules are refused");
-            Applied { version: current, error }
-        };
+    async fn push(&mut self, pushed: Pushed) -> Applied {
+        let (version, current) = (pushed.version, self.version());
+        let metrics = &self.maker.metrics.configuration;
         if version <= current {
+            metrics.pushed(Outcome::Unchanged);
             return Applied { version: current, error: String::new() };
         }
-        match self.mode {
-            RemoteConfigMode::Accept => {}
-            RemoteConfigMode::Ignore => {
-                return refused("refused: this connector ignores pushed configurations (remoteConfig: ignore)".into());
-            }
-        }
-        let parsed = match RemoteConfig::parse(json) {
-            Ok(parsed) => parsed,
-            Err(mistakes) => return refused(mistakes.to_string()),
-        };
-        let warp = parsed.warp_routing.limited(self.max_active_flows);
-        match Routes::new(Some(parsed.ingress), warp, version, &self.metrics, &self.forbidden) {
-            Ok(routes) => {
-                self.routes.send_replace(Arc::new(routes));
-                self.metrics.rules(version, parsed.ignored_keys);
-                tracing::info!(version, ignored_keys = parsed.ignored_keys, "rules of the edge are in force");
+        let (maker, local, json) = (self.maker.clone(), self.local.clone(), pushed.json.clone());
+        match aside(move || maker.of_edge(&local, version, &json)).await {
+            Ok((routes, ignored_keys)) => {
+                metrics.pushed(Outcome::Applied);
+                metrics.ignored_keys(ignored_keys);
+                tracing::info!(version, ignored_keys, "rules of the edge are in force");
+                self.put_in_force(routes);
+                (self.accepted, self.held, self.told) = (Some(pushed), None, None);
                 Applied { version, error: String::new() }
             }
-            Err(error) => refused(error),
+            Err(Refusal { held, error }) => {
+                metrics.pushed(Outcome::Refused);
+                if held {
+                    self.held = Some(pushed);
+                }
+                if self.told.as_ref().is_none_or(|(told, reasons)| (*told, reasons) != (version, &error)) {
+                    tracing::error!(version, current, error, "the edge's rules are refused");
+                    self.told = Some((version, error.clone()));
+                }
+                Applied { version: current, error }
+            }
         }
+    }
+
+    /// Takes over what the file says now. Its rules must be usable even where the edge's stay in force: they are what
+    /// `remoteConfig: ignore` falls back to.
+    async fn reload(&mut self, local: Local) -> Result<(), String> {
+        let local = Arc::new(local);
+        let candidates: Vec<Pushed> = self.held.iter().chain(&self.accepted).cloned().collect();
+        let (maker, local_) = (self.maker.clone(), local.clone());
+        let (of_file, of_edge) = aside(move || {
+            let of_file = maker.of_file(&local_).map_err(|error| Refusal { held: false, error })?;
+            let judge = |pushed: Pushed| match maker.of_edge(&local_, pushed.version, &pushed.json) {
+                Ok((routes, _)) => Some((pushed, routes)),
+                Err(Refusal { error, .. }) => {
+                    tracing::debug!(version = pushed.version, error, "the edge's rules stay out of force");
+                    None
+                }
+            };
+            Ok((of_file, candidates.into_iter().find_map(judge)))
+        })
+        .await
+        .map_err(|refusal: Refusal| refusal.error)?;
+        let (before, file_changed) = (self.version(), self.local.ingress != local.ingress);
+        let mode = local.mode.to_string();
+        self.local = local;
+        self.told = None;
+        match of_edge {
+            Some((pushed, routes)) => {
+                let version = pushed.version;
+                if self.accepted.as_ref().is_none_or(|accepted| accepted.version != version) {
+                    (self.accepted, self.held) = (Some(pushed), None);
+                }
+                if version != before {
+                    tracing::info!(version, mode, "rules of the edge are in force");
+                } else if file_changed {
+                    tracing::warn!(version, "the file's rules have changed, but those of the edge are in force");
+                }
+                self.put_in_force(routes);
+            }
+            None => {
+                if before >= 0 {
+                    tracing::warn!(
+                        before,
+                        mode,
+                        "remoteConfig keeps the edge's rules out: those of the file are in force"
+                    );
+                }
+                self.put_in_force(of_file);
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules that serve the same are left alone, with the connections to their services.
+    fn put_in_force(&self, routes: Routes) {
+        self.maker.metrics.configuration.in_force(routes.version);
+        self.routes.send_if_modified(|current| {
+            let differs = !current.same_as(&routes);
+            if differs {
+                *current = Arc::new(routes);
+            }
+            differs
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{maker::MOST_REASONS, *};
+    use crate::config::{Flags, parse_file};
+
+    fn local(yaml: &str) -> Local {
+        Local::from(&parse_file("config.yml", yaml, &Flags::default(), |_| None).unwrap().config)
+    }
+
+    fn rules(yaml: &str) -> Rules {
+        Rules::new(local(yaml), Arc::new(Metrics::new()), Arc::from([])).unwrap()
+    }
+
+    fn to(service: &str) -> String {
+        format!("ingress: [{{ service: '{service}' }}]\n")
+    }
+
+    async fn push(rules: &mut Rules, version: i32, service: &str) -> Applied {
+        let json = format!("{{\"ingress\":[{{\"service\":\"{service}\"}}]}}").into();
+        rules.push(Pushed { version, json }).await
+    }
+
+    fn in_force(rules: &Rules) -> (i32, String) {
+        let routes = rules.routes.borrow();
+        (routes.version, routes.ingress.rules[0].spelling.clone())
+    }
+
+    fn is(version: i32, service: &str) -> (i32, String) {
+        (version, service.to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_waits_behind_the_edges_rules_until_they_are_ignored() {
+        let mut rules = rules(&to("http_status:201"));
+        push(&mut rules, 7, "http_status:207").await;
+        rules.reload(local(&to("http_status:202"))).await.unwrap();
+        assert_eq!(in_force(&rules), is(7, "http_status:207"));
+        rules.reload(local(&format!("remoteConfig: ignore\n{}", to("http_status:202")))).await.unwrap();
+        assert_eq!(in_force(&rules), is(-1, "http_status:202"));
+        let applied = push(&mut rules, 8, "http_status:208").await;
+        assert_eq!((applied.version, applied.error.contains("ignore")), (-1, true));
+        // What the edge said last is heard when it may speak again.
+        rules.reload(local(&to("http_status:202"))).await.unwrap();
+        assert_eq!(in_force(&rules), is(8, "http_status:208"));
+    }
+
+    #[tokio::test]
+    async fn a_push_held_back_by_the_allowlist_comes_into_force_with_a_wider_one() {
+        let list =
+            |names: &str| format!("remoteConfig: {{ mode: allowlist, services: [{names}] }}\n{}", to("http://f"));
+        let mut rules = rules(&list("'http://a'"));
+        assert_eq!(push(&mut rules, 1, "http://a").await.version, 1);
+        assert_eq!(push(&mut rules, 2, "http://b").await.version, 1);
+        assert_eq!(push(&mut rules, 3, "nonsense").await.version, 1);
+        rules.reload(local(&list("'http://b'"))).await.unwrap();
+        assert_eq!(in_force(&rules), is(2, "http://b"));
+        // Nothing of the edge's is allowed, then the earlier of its rules alone.
+        rules.reload(local(&list("'http://c'"))).await.unwrap();
+        assert_eq!(in_force(&rules), is(-1, "http://f"));
+        rules.reload(local(&list("'http://b'"))).await.unwrap();
+        assert_eq!(in_force(&rules), is(2, "http://b"));
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_rules_cannot_be_used_changes_nothing() {
+        let mut rules = rules(&to("http_status:201"));
+        let bad =
+            "ingress: [{ service: 'https://a', originRequest: { caPool: /nowhere.pem } }]\nremoteConfig: ignore\n";
+        assert!(rules.reload(local(bad)).await.unwrap_err().contains("rule 0"));
+        assert_eq!(in_force(&rules), is(-1, "http_status:201"));
+        assert_eq!(push(&mut rules, 0, "http_status:200").await.version, 0, "remoteConfig is what it was");
+        let outcome = rules.reload(local(bad)).await;
+        assert!(outcome.is_err(), "also while the edge's rules are in force");
+        assert_eq!(in_force(&rules), is(0, "http_status:200"));
+    }
+
+    #[tokio::test]
+    async fn rules_that_serve_the_same_are_left_alone() {
+        let mut rules = rules(&to("http_status:201"));
+        let seen = rules.routes();
+        rules.reload(local(&format!("remoteConfig: ignore\n{}", to("http_status:201")))).await.unwrap();
+        assert!(!seen.has_changed().unwrap());
+        rules
+            .reload(local(&format!("warp-routing: {{ maxActiveFlows: 3 }}\n{}", to("http_status:201"))))
+            .await
+            .unwrap();
+        assert!(seen.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_bounded() {
+        let mut rules = rules(&to("http_status:201"));
+        let rule = format!("{{\"service\":\"http://{}.{}\"}},", "a".repeat(63), "ä".repeat(100_000));
+        let json = format!("{{\"ingress\":[{}{{\"service\":\"http_status:404\"}}]}}", rule.repeat(10));
+        let applied = rules.push(Pushed { version: 1, json: json.into() }).await;
+        assert!(applied.version == -1 && !applied.error.is_empty());
+        assert!(applied.error.len() < MOST_REASONS + 100, "{} bytes", applied.error.len());
     }
 }

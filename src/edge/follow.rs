@@ -1,53 +1,46 @@
 //! Following the state: who may register, and the rules that tunnels' connectors are to have.
 
 use std::{
-    path::Path,
+    io,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use notify::Watcher;
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{Shared, session::Session, state::Tunnel};
-use crate::config;
+use crate::{config, follow::Followed};
 
 /// Changes settle for this long: an editor writes in several steps.
 const SETTLE: Duration = Duration::from_millis(200);
-/// inotify can miss things, and volumes of Kubernetes are links to links.
-const POLL: Duration = Duration::from_secs(5);
 
-/// Starts watching.
-pub(super) fn start(shared: &Arc<Shared>) -> Result<(), notify::Error> {
-    let (events, mut changed) = mpsc::channel(1);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            let _ = events.try_send(());
-        }
-    })?;
-    watcher.watch(shared.state.path(), notify::RecursiveMode::NonRecursive)?;
+/// Starts following `tunnels.yml` and every file of rules that it names.
+pub(super) fn start(shared: &Arc<Shared>) -> io::Result<()> {
+    let mut files = Followed::new(files(shared), SETTLE)?;
     let shared_ = shared.clone();
     shared.tasks.spawn(async move {
-        let _watcher = watcher;
         let draining = shared_.tasks.draining();
-        // What changed after the sockets were bound and before the watch began.
-        reread(&shared_);
-        push_changes(&shared_);
         loop {
-            tokio::select! {
-                Some(()) = changed.recv() => {
-                    while tokio::time::timeout(SETTLE, changed.recv()).await.is_ok() {}
-                }
-                () = tokio::time::sleep(POLL) => {}
-                () = draining.cancelled() => return,
-            }
+            // The first time for what changed after the sockets were bound and before the files were followed.
             reread(&shared_);
             push_changes(&shared_);
+            files.replace(self::files(&shared_));
+            tokio::select! {
+                () = files.changed() => {}
+                () = draining.cancelled() => return,
+            }
         }
     });
     Ok(())
+}
+
+fn files(shared: &Shared) -> Vec<PathBuf> {
+    let state = shared.state.path();
+    let tunnels = shared.tunnels.borrow().clone();
+    let rules = tunnels.iter().filter_map(|tunnel| tunnel.config.as_ref()).map(|file| state.join(file));
+    std::iter::once(state.join("tunnels.yml")).chain(rules).collect()
 }
 
 /// Reads the tunnels again; a file that cannot be read changes nothing.
@@ -124,7 +117,7 @@ fn rules_to_json(name: &str, text: &str) -> Result<Vec<u8>, String> {
     Ok(config::local_push(Some(&ingress), &loaded.config.warp_routing, &[]).into_bytes())
 }
 
-fn push_changes(shared: &Arc<Shared>) {
+pub(super) fn push_changes(shared: &Arc<Shared>) {
     let tunnels = shared.tunnels.borrow().clone();
     for tunnel in tunnels.iter() {
         push_rules(shared, tunnel, None);

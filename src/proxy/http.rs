@@ -129,7 +129,7 @@ fn to_service(
         headers.insert(X_FORWARDED_HOST, visited);
     }
     headers.insert(header::HOST, host);
-    for (name, value) in &proxy.tags {
+    for (name, value) in proxy.tags.borrow().iter() {
         // Replaced, not added: a visitor must not speak first under our name.
         headers.insert(name.clone(), value.clone());
     }
@@ -246,7 +246,7 @@ mod tests {
         let proxy = Proxy {
             routes: watch::channel(routes.clone()).1,
             metrics,
-            tags: vec![(tag.clone(), HeaderValue::from_static("ours"))],
+            tags: watch::Sender::new(Arc::from([(tag.clone(), HeaderValue::from_static("ours"))])).subscribe(),
             management_hostname: String::new(),
             flows: crate::proxy::Flows::default(),
             draining: CancellationToken::new(),

@@ -7,7 +7,7 @@ use ::http::HeaderValue;
 use crate::{
     config::{Ingress, IpRules, ProxyType, WarpRouting},
     ingress::{Pattern, Table},
-    metrics::{Metrics, RuleMetrics},
+    metrics::{Generation, Metrics, RuleMetrics},
     origin::{Origin, dial::Dialer},
     tls,
 };
@@ -43,6 +43,7 @@ pub struct Routes {
     pub warp_dialer: Dialer,
     /// Settings of streams without a rule.
     pub warp: WarpRouting,
+    _alive: Generation,
 }
 
 impl Routes {
@@ -81,7 +82,14 @@ impl Routes {
                 forbidden: forbidden.clone(),
             },
             warp,
+            _alive: metrics.configuration.generation(),
         })
+    }
+
+    /// Whether requests would be served the same.
+    pub fn same_as(&self, other: &Self) -> bool {
+        let asked = |routes: &Self| (routes.version, routes.table.is_some());
+        asked(self) == asked(other) && self.ingress == other.ingress && self.warp == other.warp
     }
 
     /// The rule for a request; `None` while there are no rules at all.

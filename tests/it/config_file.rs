@@ -1,6 +1,8 @@
 //! Reading a file: where mistakes stand, what is a mistake and what a warning, what cannot hurt.
 
-use adit::config::{Flags, Loaded, Mistakes, RemoteConfigMode, SecretSource, load, parse_file};
+use adit::config::{
+    Allowlist, Flags, Loaded, Mistakes, RemoteConfigMode, SecretSource, Service, Source, load, parse_file,
+};
 use proptest::prelude::*;
 
 fn read(yaml: &str) -> Result<Loaded, Mistakes> {
@@ -122,8 +124,6 @@ fn what_comes_with_later_releases_is_refused_not_ignored() {
     let several = "ingress: [{service: ['http://x', 'http://y']}]";
     assert!(mistakes(several).contains("a list of services is not supported"), "{}", mistakes(several));
     assert!(mistakes("token: {vault: secret/x, key: y}\n").contains("token.vault: not supported"));
-    let allowlist = "remoteConfig: {mode: allowlist, services: ['https://*.x:*']}\n";
-    assert!(mistakes(allowlist).contains("an allowlist is not supported"));
 }
 
 #[test]
@@ -131,7 +131,40 @@ fn pushed_configurations_can_be_ignored() {
     assert_eq!(read("").unwrap().config.remote_config, RemoteConfigMode::Accept);
     let loaded = read("remoteConfig: ignore\n").unwrap();
     assert_eq!(loaded.config.remote_config, RemoteConfigMode::Ignore);
+    let loaded = read("remoteConfig: {mode: ignore}\n").unwrap();
+    assert_eq!(loaded.config.remote_config, RemoteConfigMode::Ignore);
     assert!(mistakes("remoteConfig: ignroe\n").contains("must be accept or ignore"));
+}
+
+#[test]
+fn an_allowlist_says_where_pushed_rules_may_lead() {
+    let loaded = read("remoteConfig:\n  mode: allowlist\n  services: ['https://*.my-ns.svc:*', 'unix:/run/app/*']\n");
+    let RemoteConfigMode::Allowlist(list) = loaded.unwrap().config.remote_config else { panic!("no allowlist") };
+    let allows = |service: &str| list.allows(&Service::parse(service).unwrap());
+    assert!(allows("https://a.my-ns.svc:8443") && allows("unix:/run/app/a.sock") && allows("http_status:404"));
+    assert!(!allows("https://my-ns.svc:8443") && !allows("http://a.my-ns.svc") && !allows("bastion"));
+    // An empty list lets nothing but adit's own answers through.
+    let loaded = read("remoteConfig: {mode: allowlist, services: []}\n").unwrap();
+    assert!(matches!(loaded.config.remote_config, RemoteConfigMode::Allowlist(list) if list == Allowlist::default()));
+    for (yaml, why) in [
+        ("remoteConfig: allowlist\n", "t.yml:1:15: remoteConfig: an allowlist is {"),
+        ("remoteConfig: {mode: allowlist}\n", "remoteConfig: an allowlist needs `services`"),
+        ("remoteConfig: {mode: allowlist, services: 'http://a'}\n", "remoteConfig.services: must be a list"),
+        ("remoteConfig: {mode: accept, services: []}\n", "remoteConfig.services: has no effect"),
+        ("remoteConfig: {mode: allow, services: []}\n", "remoteConfig.mode: must be accept, ignore or allowlist"),
+        ("remoteConfig: {services: []}\n", "remoteConfig: needs `mode`"),
+        ("remoteConfig: {mode: allowlist, service: []}\n", "did you mean `services`?"),
+        (
+            "remoteConfig:\n  mode: allowlist\n  services:\n    - http://a\n    - 'x*://b'\n",
+            "t.yml:5:7: remoteConfig.services[1]",
+        ),
+        ("remoteConfig:\n  mode: allowlist\n  services: [~]\n", "services[0]: this entry is empty"),
+    ] {
+        assert!(mistakes(yaml).contains(why), "{yaml}: {}", mistakes(yaml));
+    }
+    // Not even for a migration is a key of this section passed over.
+    let lenient = Flags::default().with("lenient", "true");
+    assert!(parse_file("t.yml", "remoteConfig: {mode: ignore, sevices: []}\n", &lenient, |_| None).is_err());
 }
 
 #[test]
@@ -273,4 +306,44 @@ proptest! {
     fn no_text_makes_the_reader_panic(text in "\\PC{0,80}") {
         let _ = read(&text);
     }
+}
+
+#[test]
+fn what_needs_a_restart_is_named_with_what_is_running_and_without_secrets() {
+    let config = |yaml: &str| read(yaml).unwrap().config;
+    let secret = "c2VjcmV0LXNlY3JldA";
+    let running = config(&format!("token: {secret}\nha-connections: 2\nedge: ['a:1', 'b:2']\n"));
+    let live = "ingress: [{service: 'http://x'}]\nremoteConfig: ignore\nloglevel: debug\ngrace-period: 5s\n\
+                tag: [a=b]\nwarp-routing: {connectTimeout: 1s}\n";
+    let same = config(&format!("token: {secret}\nha-connections: 2\nedge: ['a:1', 'b:2']\n{live}"));
+    assert!(running.needs_restart(&same).is_empty(), "{:?}", running.needs_restart(&same));
+    let other = config("token-file: /other\nha-connections: 3\nprotocol: quic\nmetrics: 127.0.0.1:1\npidfile: /x\n");
+    let keys = running.needs_restart(&other);
+    let wanted = [
+        "the source of the token (running with a token given in clear)",
+        "protocol (running with auto)",
+        "edge (running with a:1, b:2)",
+        "ha-connections (running with 2)",
+        "metrics (running with the default)",
+        "pidfile (running with none)",
+    ];
+    assert_eq!(keys, wanted);
+    // And back.
+    assert!(other.needs_restart(&running).iter().all(|key| !key.contains(secret)));
+}
+
+#[test]
+fn a_file_that_is_read_again_must_be_there_and_hold_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.yml");
+    let source = Source { flags: Flags::default(), env: |_| None, search: vec![dir.path().to_owned()] };
+    // Without a file one is looked for each time.
+    assert_eq!(source.reload(None).unwrap().file, None);
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(source.load().unwrap().file.as_deref(), Some(&*file));
+    assert!(source.reload(Some(&file)).unwrap_err().to_string().contains("config.yml: is empty"));
+    std::fs::write(&file, "# nothing yet\n").unwrap();
+    assert!(source.reload(Some(&file)).is_ok());
+    std::fs::remove_file(&file).unwrap();
+    assert!(source.reload(Some(&file)).unwrap_err().to_string().contains("cannot be opened"));
 }

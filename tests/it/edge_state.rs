@@ -162,3 +162,11 @@ fn every_mistake_of_a_tunnels_file_is_named() {
         assert!(error.contains(part), "{part} in {error}");
     }
 }
+
+#[tokio::test]
+async fn the_state_is_read_at_once_when_somebody_asks() {
+    let lab = Lab::edge_only().await;
+    let token = lab.state.new_token(&["other.test".into()], None).unwrap();
+    lab.edge.reread();
+    assert!(lab.edge.tunnels().get(token.tunnel).is_some());
+}

@@ -1,15 +1,16 @@
 //! An edge, a connector and whatever service a test wants, in the test's own runtime on loopback and free ports.
 
+pub(crate) mod load;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod tls;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use adit::{
-    app::ConnectorApp,
-    config::{Flags, parse_file},
+    app::{ConnectorApp, Reloading},
+    config::{Config, Flags, Source, parse_file},
     credentials::Token,
     edge::{Edge, EdgeConfig, EdgeHandle, state::StateDir},
     metrics::Metrics,
@@ -75,6 +76,14 @@ pub(crate) async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
         }
     };
     tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// A figure that a test measured, for who runs it with `--nocapture`.
+pub(crate) fn report(figure: impl std::fmt::Display) {
+    #[allow(clippy::print_stdout, reason = "what a test says")]
+    {
+        println!("{figure}");
+    }
 }
 
 /// A test that hangs fails.
@@ -165,18 +174,62 @@ impl Lab {
         }
     }
 
+    /// A connector that follows its file, registered.
+    pub(crate) async fn following(over: Over, yaml: &str) -> Self {
+        let mut lab = Self::edge_only().await;
+        lab.connect_following(over, yaml, |flags| flags).await;
+        lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.expect("the connector did not register");
+        lab
+    }
+
+    /// As [`Lab::connect`], from a file that the connector follows. Returns what SIGHUP tells.
+    pub(crate) async fn connect_following(
+        &mut self,
+        over: Over,
+        yaml: &str,
+        flags: impl FnOnce(Flags) -> Flags,
+    ) -> Arc<tokio::sync::Notify> {
+        self.configure(yaml);
+        let flags = flags(self.flags(over)).with("config", &self.config_file().display().to_string());
+        let (reloading, config) = reloading(flags);
+        let hangup = reloading.hangup.clone();
+        self.run(config, Some(reloading)).await;
+        hangup
+    }
+
+    /// The file of a connector that follows it.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.dir.path().join("config.yml")
+    }
+
+    /// Writes it in place.
+    pub(crate) fn configure(&self, yaml: &str) {
+        std::fs::write(self.config_file(), yaml).unwrap();
+    }
+
     /// Starts the connector; it may not be registered yet. Later flags win over those set here.
     pub(crate) async fn connect(&mut self, over: Over, yaml: &str, flags: impl FnOnce(Flags) -> Flags) {
-        let base = Flags::default()
+        let flags = flags(self.flags(over));
+        let loaded = parse_file("config.yml", yaml, &flags, |_| None).unwrap_or_else(|m| panic!("{m}"));
+        self.run(loaded.config, None).await;
+    }
+
+    fn flags(&self, over: Over) -> Flags {
+        Flags::default()
             .with("edge", &self.connectors.to_string())
             .with("edge-ca", &self.state.ca_path().display().to_string())
             .with("protocol", over.as_str())
             .with("token", &self.token.encode())
             .with("metrics", "127.0.0.1:0")
-            .with("ha-connections", "1");
-        let loaded = parse_file("config.yml", yaml, &flags(base), |_| None).unwrap_or_else(|m| panic!("{m}"));
+            .with("ha-connections", "1")
+    }
+
+    async fn run(&mut self, config: Config, reloading: Option<Reloading>) {
         self.tasks = Tasks::new();
-        let app = ConnectorApp::bind(loaded.config, Vec::new(), self.tasks.clone()).await.unwrap();
+        let mut app = ConnectorApp::bind(config, Vec::new(), self.tasks.clone()).await.unwrap();
+        if let Some(reloading) = reloading {
+            app = app.reloading(reloading);
+        }
         self.admin = app.admin_addr().unwrap();
         self.connector_id = app.connector_id();
         self.metrics = app.metrics();
@@ -241,6 +294,13 @@ impl Lab {
     pub(crate) async fn admin_says(&self, path: &str, status: u16) {
         eventually(&format!("{path} says {status}"), async || self.admin(path).await.status == status).await;
     }
+}
+
+/// The configuration that these flags name, and how to read it again.
+pub(crate) fn reloading(flags: Flags) -> (Reloading, Config) {
+    let source = Source { flags, env: |_| None, search: Vec::new() };
+    let loaded = source.load().unwrap_or_else(|m| panic!("{m}"));
+    (Reloading { source, file: loaded.file, hangup: Arc::default() }, loaded.config)
 }
 
 /// A parsed HTTP/1.1 answer.

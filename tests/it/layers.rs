@@ -8,7 +8,7 @@ use std::{
 
 /// Top-level modules by layer; `lib.rs` lists them in the same order.
 const LAYERS: [&[&str]; 12] = [
-    &["backoff", "code", "credentials", "shutdown", "telemetry"],
+    &["backoff", "code", "credentials", "follow", "shutdown", "telemetry"],
     &["config", "metrics", "wire"],
     &["ingress", "secrets"],
     &["tls"],

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use adit::{
     app::ConnectorApp,
-    config::{Flags, parse_file},
+    config::Flags,
     credentials::{Secret, Token},
     metrics::Metrics,
     shutdown::Tasks,
@@ -34,7 +34,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::harness::LIMIT;
+use crate::harness::{LIMIT, reloading};
 
 /// Fails with `what` instead of hanging.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -181,9 +181,12 @@ impl RawEdge {
             .with("metrics", "127.0.0.1:0")
             .with("grace-period", "5s")
             .with("ha-connections", "1");
-        let loaded = parse_file("config.yml", yaml, &flags(base), |_| None).unwrap_or_else(|m| panic!("{m}"));
+        // Its file is followed: a test may write it again.
+        std::fs::write(self.config_file(), yaml).unwrap();
+        let flags = flags(base).with("config", &self.config_file().display().to_string());
+        let (reloading, config) = reloading(flags);
         let tasks = Tasks::new();
-        let app = ConnectorApp::bind(loaded.config, Vec::new(), tasks.clone()).await.unwrap();
+        let app = ConnectorApp::bind(config, Vec::new(), tasks.clone()).await.unwrap().reloading(reloading);
         let (admin, id, metrics) = (app.admin_addr().unwrap(), app.connector_id(), app.metrics());
         #[allow(clippy::disallowed_methods, reason = "its end is awaited by hand")]
         let ended = tokio::spawn(app.run());
@@ -194,6 +197,11 @@ impl RawEdge {
     pub(crate) fn vouch_for(&self, other: &Self) {
         let both = [std::fs::read(self.ca()).unwrap(), std::fs::read(other.ca()).unwrap()].concat();
         std::fs::write(self.ca(), both).unwrap();
+    }
+
+    /// The file of its connectors.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.dir.path().join("config.yml")
     }
 
     fn ca(&self) -> PathBuf {

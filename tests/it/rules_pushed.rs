@@ -2,7 +2,7 @@
 
 use crate::harness::{LIMIT, Lab, Over, eventually, over_both, peer::scripted};
 
-fn status(status: u16) -> String {
+pub(crate) fn status(status: u16) -> String {
     format!("ingress:\n  - service: http_status:{status}\n")
 }
 
@@ -17,7 +17,7 @@ fn configure(lab: &Lab) {
 }
 
 /// An edge whose tunnel has these rules.
-async fn edge_with(rules: &str) -> Lab {
+pub(crate) async fn edge_with(rules: &str) -> Lab {
     let lab = Lab::edge_only().await;
     write(&lab, "rules.yml", rules);
     configure(&lab);
@@ -26,7 +26,7 @@ async fn edge_with(rules: &str) -> Lab {
     lab
 }
 
-async fn serves(lab: &Lab, status: u16) {
+pub(crate) async fn serves(lab: &Lab, status: u16) {
     eventually(&format!("{status} is served"), async || lab.get("/").await.status == status).await;
 }
 

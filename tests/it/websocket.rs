@@ -37,7 +37,7 @@ pub(crate) async fn next(socket: &mut WebSocketStream<TcpStream>) -> Option<Mess
 }
 
 /// A WebSocket service that echoes messages.
-async fn echo() -> std::net::SocketAddr {
+pub(crate) async fn echo() -> std::net::SocketAddr {
     scripted(|peer| async move {
         let Ok(mut socket) = tokio_tungstenite::accept_async(peer.io).await else { return };
         while let Some(Ok(message)) = socket.next().await {

@@ -1,0 +1,60 @@
+//! Making routes of the file's rules and of the edge's, and saying why not.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use super::Local;
+use crate::{config::RemoteConfig, metrics::Metrics, proxy::Routes};
+
+/// Longest answer to a push. A refusal quotes the document, which may be megabytes of mistakes.
+pub(super) const MOST_REASONS: usize = 64 << 10;
+
+/// Why a push is refused.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// Only `remoteConfig` stands in the way.
+    pub(super) held: bool,
+    /// Every reason.
+    pub(super) error: String,
+}
+
+/// What routes are made with.
+#[derive(Clone, Debug)]
+pub(super) struct Maker {
+    pub(super) metrics: Arc<Metrics>,
+    /// Addresses no rule may dial.
+    pub(super) forbidden: Arc<[SocketAddr]>,
+}
+
+impl Maker {
+    pub(super) fn of_file(&self, local: &Local) -> Result<Routes, String> {
+        Routes::new(local.ingress.clone(), local.warp.clone(), -1, &self.metrics, &self.forbidden)
+    }
+
+    /// With the number of keys that nothing reads.
+    pub(super) fn of_edge(&self, local: &Local, version: i32, json: &[u8]) -> Result<(Routes, usize), Refusal> {
+        let parsed = RemoteConfig::judge(json, &local.mode)
+            .map_err(|refused| Refusal { held: refused.held, error: cut(refused.mistakes.to_string()) })?;
+        let warp = parsed.warp_routing.limited(local.max_active_flows);
+        let routes = Routes::new(Some(parsed.ingress), warp, version, &self.metrics, &self.forbidden)
+            .map_err(|error| Refusal { held: false, error: cut(error) })?;
+        Ok((routes, parsed.ignored_keys))
+    }
+}
+
+/// Does what may take long on a thread of its own.
+pub(super) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "reading rules failed");
+        Err(Refusal { held: false, error: "the rules could not be read".into() })
+    })
+}
+
+fn cut(mut reasons: String) -> String {
+    if reasons.len() > MOST_REASONS {
+        reasons.truncate(reasons.floor_char_boundary(MOST_REASONS));
+        reasons.push_str("\n(and more)");
+    }
+    reasons
+}
