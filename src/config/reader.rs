@@ -24,6 +24,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) dialect: Dialect,
     /// Unknown keys are warnings.
     pub(crate) lenient: bool,
+    /// Whether adit's own keys of a rule are read: in a file, and from an edge that is known to mean them.
+    pub(crate) own_keys: bool,
 }
 
 impl Reader<'_> {

@@ -21,15 +21,34 @@ pub struct RemoteConfig {
     pub warnings: Vec<Warning>,
 }
 
+/// Who pushes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushedBy {
+    /// An edge that said nothing: its rules are cloudflared's. A list of services is a mistake there, and adit's own
+    /// keys are unknown ones.
+    AnyEdge,
+    /// An edge that confirmed adit's feature at registration: adit's own keys count.
+    AditEdge,
+}
+
 impl RemoteConfig {
+    /// Reads the JSON of a push by [`PushedBy::AnyEdge`].
+    ///
+    /// # Errors
+    /// As [`RemoteConfig::parse_from`].
+    pub fn parse(json: &[u8]) -> Result<Self, Mistakes> {
+        Self::parse_from(json, PushedBy::AnyEdge)
+    }
+
     /// Reads the JSON of a push.
     ///
     /// # Errors
     /// Every mistake at once: the push is refused whole, and the edge is told all reasons.
-    pub fn parse(json: &[u8]) -> Result<Self, Mistakes> {
+    pub fn parse_from(json: &[u8], by: PushedBy) -> Result<Self, Mistakes> {
         let mut report = super::mistakes::Report::new("pushed configuration");
         let root = parse_json(json, &mut report);
-        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false };
+        let own_keys = by == PushedBy::AditEdge;
+        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false, own_keys };
         let (ingress, warp_routing) = root.map(|root| top_level(&mut reader, &root)).unwrap_or_default();
         if !report.mistakes.is_empty() {
             return Err(report.into_mistakes());
