@@ -13,6 +13,7 @@ mod record;
 pub mod routes;
 pub mod socks;
 mod tcp;
+mod upkeep;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use crate::{
 use record::Record;
 pub use routes::{Route, Routes};
 pub use tcp::Flows;
+pub use upkeep::upkeep;
 
 /// What every request of a connector shares.
 #[derive(Debug)]

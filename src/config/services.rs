@@ -80,7 +80,10 @@ pub(crate) fn list(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// HTTP, over TCP or a unix socket.
-    Http { tls: bool, h2c: bool },
+    Http {
+        tls: bool,
+        h2c: bool,
+    },
     Tcp,
 }
 

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     config::{RemoteConfig, RemoteConfigMode},
     metrics::Metrics,
-    proxy::Routes,
+    proxy::{self, Routes},
     shutdown::Tasks,
     wire::calls::{Applied, Push},
 };
@@ -34,8 +34,8 @@ impl Rules {
     pub fn start(self, tasks: &Tasks) -> mpsc::Sender<Push> {
         let (pushes, mut queue) = mpsc::channel::<Push>(8);
         let draining = tasks.killed();
+        tasks.attend(proxy::upkeep(self.routes.subscribe(), self.metrics.clone()));
         tasks.attend(async move {
-            let mut sweep = tokio::time::interval(Routes::SWEEP);
             loop {
                 tokio::select! {
                     push = queue.recv() => match push {
@@ -44,7 +44,6 @@ impl Rules {
                         }
                         None => return,
                     },
-                    _ = sweep.tick() => self.routes.borrow().sweep(),
                     () = draining.cancelled() => return,
                 }
             }

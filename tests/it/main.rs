@@ -7,6 +7,7 @@
     reason = "a test that fails says why by panicking"
 )]
 
+mod balance;
 mod body;
 mod cli;
 mod cloudflared;
@@ -15,6 +16,7 @@ mod config_file;
 mod config_layers;
 mod config_remote;
 mod config_secrets;
+mod config_services;
 mod config_values;
 mod credentials_cases;
 mod credentials_source;
@@ -30,6 +32,9 @@ mod http_tls;
 mod https;
 mod ingress_table;
 mod layers;
+mod origin_http2;
+mod origin_names;
+mod origin_retry;
 mod origins;
 mod raw_attempts;
 mod raw_connector;
