@@ -259,7 +259,8 @@ impl ConnectorView {
         for rule in &routes.ingress.rules {
             let host = rule.hostname.as_ref().map_or("*", |hostname| hostname.as_str());
             let path = rule.path.as_ref().map_or("", |path| path.as_str());
-            let _ = writeln!(page, "  {host} {path} -> {}", rule.spelling);
+            let services: Vec<_> = rule.services().map(|(_, spelling)| spelling).collect();
+            let _ = writeln!(page, "  {host} {path} -> {}", services.join(", "));
         }
         let _ = writeln!(page, "\nrequests in flight: {}", self.metrics.in_flight());
         page

@@ -26,6 +26,8 @@ pub use configuration::{Configuration, Generation, Outcome};
 
 /// Rules with series of their own; those beyond share one, so that a pushed configuration cannot grow the memory.
 const MOST_RULES: usize = 100;
+/// Services of a rule with series of their own.
+const MOST_SERVICES: usize = 32;
 
 /// A counter that is exposed under exactly its name: the peer's names lack the `_total` that OpenMetrics adds.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +69,12 @@ struct StatusLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RuleLabel {
     rule: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    rule: String,
+    service: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -151,6 +159,9 @@ pub struct Metrics {
     rule_requests: Family<RuleLabel, Counter>,
     rule_duration: Family<RuleLabel, Histogram, fn() -> Histogram>,
     refusals: Family<CodeLabel, Counter>,
+    healthy: Family<ServiceLabel, IntGauge>,
+    ejections: Family<RuleLabel, Counter>,
+    retries: Family<WhyLabel, Counter>,
     connections: Family<ConnectionLabel, IntGauge>,
     connection_attempts: Family<ConnectionLabel, Counter>,
     replacements: Family<WhyLabel, Counter>,
@@ -206,6 +217,9 @@ impl Metrics {
             rule_requests: Family::default(),
             rule_duration: Family::new_with_constructor(durations as fn() -> Histogram),
             refusals: Family::default(),
+            healthy: Family::default(),
+            ejections: Family::default(),
+            retries: Family::default(),
             connections: Family::default(),
             connection_attempts: Family::default(),
             replacements: Family::default(),
@@ -220,6 +234,9 @@ impl Metrics {
         };
         metrics.bytes_in = metrics.bytes.get_or_create_owned(&DirectionLabel { direction: "to_service" });
         metrics.bytes_out = metrics.bytes.get_or_create_owned(&DirectionLabel { direction: "to_visitor" });
+        for why in Retry::ALL {
+            drop(metrics.retries.get_or_create(&WhyLabel { why: why.as_str() }));
+        }
         for code in Code::ALL {
             drop(metrics.refusals.get_or_create(&CodeLabel { code: code.as_str() }));
         }
@@ -292,6 +309,13 @@ impl Metrics {
             self.rule_duration.clone(),
         );
         r.register("adit_refusals", "Answers of adit itself, by code", self.refusals.clone());
+        r.register("adit_origin_healthy", "Services that get requests, by rule and place", self.healthy.clone());
+        r.register(
+            "adit_origin_ejections",
+            "Services taken out after failed requests, by rule",
+            self.ejections.clone(),
+        );
+        r.register("adit_origin_retries", "Requests sent to a service once more, by reason", self.retries.clone());
         r.register("adit_connections", "Registered connections by index and transport", self.connections.clone());
         r.register("adit_connection_replacements", "Connections replaced while they served", self.replacements.clone());
         r.register("adit_connection_attempts", "Dials by index and transport", self.connection_attempts.clone());
@@ -319,6 +343,25 @@ impl Metrics {
             requests: self.rule_requests.get_or_create_owned(&label),
             duration: self.rule_duration.get_or_create_owned(&label),
         }
+    }
+
+    /// The handles of one service of a rule.
+    pub fn handles_of_origin(&self, rule: usize, service: usize) -> OriginMetrics {
+        let shown = (rule < MOST_RULES && service < MOST_SERVICES)
+            .then(|| ServiceLabel { rule: rule.to_string(), service: service.to_string() });
+        let rule = if rule < MOST_RULES { rule.to_string() } else { "more".into() };
+        OriginMetrics {
+            healthy: self.healthy.clone(),
+            shown,
+            ejections: self.ejections.clone(),
+            rule: RuleLabel { rule },
+            retries: self.retries.clone(),
+        }
+    }
+
+    /// Forgets the services of rules that are no longer in force.
+    pub fn forget_origins(&self) {
+        self.healthy.clear();
     }
 
     /// A request began.
@@ -449,6 +492,66 @@ impl RuleMetrics {
     pub fn ended(&self, took: Duration) {
         self.requests.inc();
         self.duration.observe(took.as_secs_f64());
+    }
+}
+
+/// Why a request was sent to a service once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The service could not be reached; another one of the rule could.
+    OtherService,
+    /// The service said that it did nothing.
+    Refused,
+    /// A kept connection turned out to be dead.
+    Stale,
+}
+
+impl Retry {
+    const ALL: [Self; 3] = [Self::OtherService, Self::Refused, Self::Stale];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::OtherService => "other-service",
+            Self::Refused => "refused",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// The handles of one service. Series appear with what happens: most rules have one service and no wish to watch it.
+#[derive(Clone, Debug)]
+pub struct OriginMetrics {
+    healthy: Family<ServiceLabel, IntGauge>,
+    /// `None` beyond the bound on series.
+    shown: Option<ServiceLabel>,
+    ejections: Family<RuleLabel, Counter>,
+    rule: RuleLabel,
+    retries: Family<WhyLabel, Counter>,
+}
+
+impl Default for OriginMetrics {
+    /// Counts for nobody.
+    fn default() -> Self {
+        Metrics::new().handles_of_origin(0, 0)
+    }
+}
+
+impl OriginMetrics {
+    /// Whether the service gets requests.
+    pub fn healthy(&self, healthy: bool) {
+        if let Some(label) = &self.shown {
+            self.healthy.get_or_create(label).set(healthy.into());
+        }
+    }
+
+    /// The service was taken out after failed requests.
+    pub fn ejected(&self) {
+        self.ejections.get_or_create(&self.rule).inc();
+    }
+
+    /// A request was sent once more.
+    pub fn retried(&self, why: Retry) {
+        self.retries.get_or_create(&WhyLabel { why: why.as_str() }).inc();
     }
 }
 

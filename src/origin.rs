@@ -2,11 +2,18 @@
 //!
 //! An [`Origin`] is built once per rule and generation of rules. Knows no tunnel and no rule but its own.
 
+pub mod balance;
+mod body;
 pub mod dial;
+mod health;
 pub mod http;
+mod http1;
 mod http2;
 pub mod io;
 mod pool;
+mod reply;
+pub mod resolve;
+pub mod services;
 
 use std::{io as std_io, sync::Arc};
 
@@ -14,12 +21,17 @@ use rustls::CertificateError;
 
 use crate::{
     code::Code,
-    config::{OriginOptions, Service},
+    config::{Rule, Service},
+    metrics::Metrics,
     tls::{self, OriginTls, SystemRoots},
     transport::StreamError,
 };
+use ::http::HeaderValue;
+use balance::Balance;
 use dial::{Dialer, Target};
 use http::HttpOrigin;
+use resolve::Resolver;
+use services::{HttpService, HttpServices, Targets};
 
 /// What answers for a rule.
 #[derive(Debug)]
@@ -27,7 +39,7 @@ pub enum Origin {
     /// A built-in page.
     Hello,
     /// HTTP in any version, over TCP, TLS or a unix socket.
-    Http(Box<HttpOrigin>),
+    Http(Box<HttpServices>),
     /// Always this status.
     Status(::http::StatusCode),
     /// Bytes, carried inside a WebSocket.
@@ -38,7 +50,7 @@ pub enum Origin {
 #[derive(Debug)]
 pub enum Destination {
     /// The rule.
-    Fixed(Target),
+    Fixed(Box<Targets>),
     /// A header of each request.
     Header,
     /// SOCKS5 inside each stream.
@@ -63,9 +75,12 @@ pub enum Error {
     /// The server name cannot be one.
     #[error("{0:?} is no server name")]
     ServerName(String),
-    /// HTTP went wrong.
+    /// HTTP/1.1 went wrong.
     #[error("{0}")]
     Http(#[from] hyper::Error),
+    /// HTTP/2 went wrong.
+    #[error("{0}")]
+    Http2(#[from] h2::Error),
     /// The connection broke after the answer began.
     #[error("{0}")]
     Broken(#[source] std_io::Error),
@@ -85,8 +100,20 @@ impl Error {
             Self::TimedOut(_) => Code::OriginTimeout,
             Self::Tls(error) => tls_code(error),
             Self::ServerName(_) => Code::OriginIdentity,
-            Self::Http(_) | Self::Broken(_) | Self::Visitor(_) => Code::OriginProtocol,
+            Self::Http(_) | Self::Http2(_) | Self::Broken(_) | Self::Visitor(_) => Code::OriginProtocol,
             Self::LengthRequired => Code::LengthRequired,
+        }
+    }
+}
+
+impl Error {
+    /// Whether the service is to blame, so that it counts against its health.
+    fn is_of_service(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::TimedOut(_) | Self::Tls(_) | Self::Http2(_) | Self::Broken(_) => true,
+            // hyper tells of the visitor's body in its own words, with ours behind.
+            Self::Http(error) => !std::error::Error::source(error).is_some_and(|cause| cause.is::<StreamError>()),
+            Self::Forbidden(_) | Self::ServerName(_) | Self::Visitor(_) | Self::LengthRequired => false,
         }
     }
 }
@@ -106,44 +133,57 @@ fn tls_code(error: &std_io::Error) -> Code {
 }
 
 impl Origin {
-    /// Prepares what `service` needs: its TLS configuration and its pool. Dials nothing.
+    /// Prepares what the services of `rule` need: their TLS configuration, pools and state. Dials nothing.
     ///
     /// # Errors
     ///
-    /// When a root file cannot be used.
+    /// When a root file cannot be used, or the Host is no header.
     pub fn new(
-        service: &Service,
-        options: &OriginOptions,
+        rule: &Rule,
+        metrics: &Metrics,
         forbidden: &Arc<[std::net::SocketAddr]>,
         system: &SystemRoots,
     ) -> Result<Self, tls::Error> {
+        let options = &rule.origin;
         let dialer = Dialer {
             connect_timeout: options.connect_timeout,
             keep_alive: options.tcp_keep_alive,
             race: !options.no_happy_eyeballs,
             forbidden: forbidden.clone(),
+            resolver: Resolver::System,
         };
-        let http = |target, use_tls: bool, h2c: bool| -> Result<Self, tls::Error> {
-            let tls = use_tls
-                .then(|| {
-                    OriginTls {
-                        ca_pool: options.ca_pool.as_deref(),
-                        no_verify: options.no_tls_verify,
-                        http2: options.http2_origin,
-                    }
-                    .client(system)
-                })
-                .transpose()?;
-            Ok(Self::Http(Box::new(HttpOrigin::new(dialer.clone(), target, tls, h2c, options))))
-        };
-        Ok(match service {
-            Service::Http { tls, h2c, host, port } => {
-                http(Target::Tcp { host: host.as_str().into(), port: *port }, *tls, *h2c)?
+        let handles = |service| metrics.handles_of_origin(rule.position, service);
+        let balance = || Balance::new(rule.services().map(|(_, spelling)| spelling), rule.health.as_ref(), handles);
+        Ok(match &rule.service {
+            Service::Http { .. } | Service::Unix { .. } => {
+                let services = rule.services().enumerate().map(|(index, (service, _))| {
+                    let (target, use_tls, h2c) = http_target(service);
+                    let tls = use_tls
+                        .then(|| {
+                            OriginTls {
+                                ca_pool: options.ca_pool.as_deref(),
+                                no_verify: options.no_tls_verify,
+                                http2: options.http2_origin,
+                            }
+                            .client(system)
+                        })
+                        .transpose()?;
+                    let host = options.http_host_header.clone().unwrap_or_else(|| target.authority());
+                    // One that is no header is refused where the rule is made ready for visitors.
+                    let host = HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("localhost"));
+                    let origin = HttpOrigin::new(dialer.clone(), target, tls, h2c, options, handles(index));
+                    Ok(HttpService { origin, host })
+                });
+                let services = services.collect::<Result<Vec<_>, tls::Error>>()?;
+                Self::Http(Box::new(HttpServices::new(services, balance(), handles(0))))
             }
-            Service::Unix { path, tls } => http(Target::Unix(path.clone()), *tls, false)?,
-            Service::Tcp { host, port, .. } => {
-                let target = Target::Tcp { host: host.as_str().into(), port: *port };
-                Self::Stream(dialer, Destination::Fixed(target))
+            Service::Tcp { .. } => {
+                let targets = rule.services().filter_map(|(service, _)| match service {
+                    Service::Tcp { host, port, .. } => Some(Target::Tcp { host: host.as_str().into(), port: *port }),
+                    _ => None,
+                });
+                let targets = Targets { targets: targets.collect(), balance: balance(), metrics: handles(0) };
+                Self::Stream(dialer, Destination::Fixed(Box::new(targets)))
             }
             Service::Status(status) => {
                 Self::Status(::http::StatusCode::from_u16(*status).unwrap_or(::http::StatusCode::BAD_GATEWAY))
@@ -152,5 +192,24 @@ impl Origin {
             Service::Bastion => Self::Stream(dialer, Destination::Header),
             Service::SocksProxy => Self::Stream(dialer, Destination::Socks),
         })
+    }
+
+    /// Who is chosen among several, where there is a choice.
+    pub fn balance(&self) -> Option<&Balance> {
+        match self {
+            Self::Http(services) => Some(services.balance()),
+            Self::Stream(_, Destination::Fixed(targets)) => Some(targets.balance()),
+            _ => None,
+        }
+    }
+}
+
+/// Where an HTTP service is, whether over TLS, whether in HTTP/2 from the start.
+fn http_target(service: &Service) -> (Target, bool, bool) {
+    match service {
+        Service::Http { tls, h2c, host, port } => (Target::Tcp { host: host.as_str().into(), port: *port }, *tls, *h2c),
+        Service::Unix { path, tls } => (Target::Unix(path.clone()), *tls, false),
+        // Lists are of one kind.
+        _ => (Target::Unix(std::path::PathBuf::new()), false, false),
     }
 }

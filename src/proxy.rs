@@ -13,6 +13,7 @@ mod record;
 pub mod routes;
 pub mod socks;
 mod tcp;
+mod upkeep;
 mod websocket;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::{
 use record::Record;
 pub use routes::{Route, Routes};
 pub use tcp::Flows;
+pub use upkeep::upkeep;
 
 /// Headers with their values.
 pub type Tags = Arc<[(HeaderName, HeaderValue)]>;

@@ -70,6 +70,15 @@ pub(crate) fn seconds(duration: Duration) -> serde_json::Value {
     if duration.subsec_nanos() == 0 { duration.as_secs().into() } else { duration.as_secs_f64().into() }
 }
 
+/// The shortest text that [`parse`] reads back.
+pub(crate) fn text(duration: Duration) -> String {
+    match duration.as_nanos() {
+        nanos if nanos % 1_000_000_000 == 0 => format!("{}s", duration.as_secs()),
+        nanos if nanos % 1_000_000 == 0 => format!("{}ms", duration.as_millis()),
+        nanos => format!("{nanos}ns"),
+    }
+}
+
 fn leading(text: &str, wanted: impl Fn(u8) -> bool) -> &str {
     // Cutting between bytes is safe: both predicates treat all bytes of one character alike.
     let end = text.bytes().position(|byte| !wanted(byte)).unwrap_or(text.len());

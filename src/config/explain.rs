@@ -45,6 +45,8 @@ pub fn explain(ingress: &Ingress, url: &str) -> Result<String, ExplainError> {
     if let Some(path) = &rule.path {
         out.push_str(&format!("\tpath: {path}\n"));
     }
-    out.push_str(&format!("\tservice: {}\n", rule.spelling));
+    for (_, spelling) in rule.services() {
+        out.push_str(&format!("\tservice: {spelling}\n"));
+    }
     Ok(out)
 }

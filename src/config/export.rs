@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::duration::seconds;
+use super::health;
 use super::ip_rules::IpRules;
 use super::origin::{Access, OriginOptions, ProxyType, WarpRouting};
 use super::rules::{Ingress, Rule};
@@ -10,14 +11,40 @@ use super::rules::{Ingress, Rule};
 /// The local configuration as pushed to the edge (protocol.md section 5.5): the merged options of
 /// each rule, but only those that are not the defaults. Without rules it is what cloudflared sends
 /// for its built-in 503.
+///
+/// Of a list of services the first one is told, and `health` is not: an edge that knows only
+/// cloudflared's rules reads a `service` as a text, and would refuse the whole otherwise.
 pub fn local_push(ingress: Option<&Ingress>, warp_routing: &WarpRouting, reported: &[(String, String)]) -> String {
+    push(ingress, warp_routing, reported, pushed_rule)
+}
+
+/// Rules for a peer that is known to read adit's own keys: [`local_push`] with lists and `health`.
+pub fn adit_push(ingress: &Ingress, warp_routing: &WarpRouting) -> String {
+    push(Some(ingress), warp_routing, &[], |rule| {
+        let mut out = pushed_rule(rule);
+        if !rule.others.is_empty() {
+            out["service"] = services(rule);
+        }
+        if let Some(health) = &rule.health {
+            out["health"] = health::exported(health);
+        }
+        out
+    })
+}
+
+fn push(
+    ingress: Option<&Ingress>,
+    warp_routing: &WarpRouting,
+    reported: &[(String, String)],
+    rule: fn(&Rule) -> Value,
+) -> String {
     let mut push = Map::new();
     if !reported.is_empty() {
         let flags = reported.iter().map(|(name, value)| (name.clone(), value.clone().into()));
         push.insert("__configuration_flags".to_owned(), Value::Object(flags.collect()));
     }
     let rules = match ingress {
-        Some(ingress) => ingress.rules.iter().map(pushed_rule).collect(),
+        Some(ingress) => ingress.rules.iter().map(rule).collect(),
         None => vec![json!({
             "service": "http_status:503",
             "originRequest": {
@@ -38,13 +65,21 @@ pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) 
         .rules
         .iter()
         .map(|rule| {
-            json!({
+            let mut shown = json!({
                 "hostname": hostname(rule),
                 "path": rule.path.as_ref().map(|path| path.as_str()),
                 "service": rule.spelling,
                 "Handlers": null,
                 "originRequest": every_option(&rule.origin),
-            })
+            });
+            // Beside cloudflared's keys, whose types stay: its readers ignore what they do not know.
+            if !rule.others.is_empty() {
+                shown["services"] = services(rule);
+            }
+            if let Some(health) = &rule.health {
+                shown["health"] = health::exported(health);
+            }
+            shown
         })
         .collect();
     json!({
@@ -60,6 +95,10 @@ pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) 
 
 fn hostname(rule: &Rule) -> &str {
     rule.hostname.as_ref().map_or("", |hostname| hostname.as_str())
+}
+
+fn services(rule: &Rule) -> Value {
+    rule.services().map(|(_, spelling)| spelling).collect()
 }
 
 fn pushed_rule(rule: &Rule) -> Value {

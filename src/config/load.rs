@@ -201,7 +201,7 @@ const STRUCTURE: [&str; 4] = ["ingress", "originRequest", "tunnel", "warp-routin
 
 fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
     let mut file = File::default();
-    let mut reader = Reader { report, dialect: Dialect::File, lenient, allowed: None };
+    let mut reader = Reader { report, dialect: Dialect::File, lenient, allowed: None, own_keys: true };
     let Value::Map(entries) = &root.value else {
         if !matches!(root.value, Value::Null) {
             reader.report.mistake(root.place, "", "a configuration is a mapping of keys to values");

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::allowlist::Allowlist;
 use super::duration;
-use super::mistakes::{Report, nearest};
+use super::mistakes::{Place, Report, nearest};
+use super::service::Service;
 use super::tree::{Entry, Node, Value};
 
 /// Which of the two spellings of the same configuration is being read.
@@ -27,9 +28,19 @@ pub(crate) struct Reader<'a> {
     pub(crate) lenient: bool,
     /// Where rules may lead; `None`: anywhere.
     pub(crate) allowed: Option<&'a Allowlist>,
+    /// Whether adit's own keys of a rule are read: in a file, and from an edge that is known to mean them.
+    pub(crate) own_keys: bool,
 }
 
 impl Reader<'_> {
+    /// Reports a service that an allowlist does not have.
+    pub(crate) fn admit(&mut self, service: &Service, place: Place, path: &str) {
+        if self.allowed.is_some_and(|allowed| !allowed.allows(service)) {
+            let message = format!("{service} is not among the services that remoteConfig allows");
+            self.report.disallowed(place, path, message);
+        }
+    }
+
     /// The known key that an entry means; what is unknown is reported or counted.
     pub(crate) fn known(&mut self, entry: &Entry, path: &str, known: &[&'static str]) -> Option<&'static str> {
         let found = match self.dialect {

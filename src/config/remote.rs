@@ -22,6 +22,16 @@ pub struct RemoteConfig {
     pub warnings: Vec<Warning>,
 }
 
+/// Who pushes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushedBy {
+    /// An edge that said nothing: its rules are cloudflared's. A list of services is a mistake there, and adit's own
+    /// keys are unknown ones.
+    AnyEdge,
+    /// An edge that confirmed adit's feature at registration: adit's own keys count.
+    AditEdge,
+}
+
 /// Why a push is not in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -32,27 +42,35 @@ pub struct Refused {
 }
 
 impl RemoteConfig {
+    /// Reads the JSON of a push by [`PushedBy::AnyEdge`] that may name any service.
+    ///
+    /// # Errors
+    /// As [`RemoteConfig::parse_from`].
+    pub fn parse(json: &[u8]) -> Result<Self, Mistakes> {
+        Self::parse_from(json, PushedBy::AnyEdge)
+    }
+
     /// Reads the JSON of a push that may name any service.
     ///
     /// # Errors
     /// Every mistake at once.
-    pub fn parse(json: &[u8]) -> Result<Self, Mistakes> {
-        Self::judge(json, &RemoteConfigMode::Accept).map_err(|refused| refused.mistakes)
+    pub fn parse_from(json: &[u8], by: PushedBy) -> Result<Self, Mistakes> {
+        Self::judge(json, by, &RemoteConfigMode::Accept).map_err(|refused| refused.mistakes)
     }
 
     /// Reads the JSON of a push under what `remoteConfig` says.
     ///
     /// # Errors
     /// Every reason at once: the push is refused whole, and the edge is told all of them.
-    pub fn judge(json: &[u8], mode: &RemoteConfigMode) -> Result<Self, Refused> {
+    pub fn judge(json: &[u8], by: PushedBy, mode: &RemoteConfigMode) -> Result<Self, Refused> {
         let mut report = super::mistakes::Report::new("pushed configuration");
         if *mode == RemoteConfigMode::Ignore {
             report.mistake(Place::default(), "", "this connector ignores what is pushed (remoteConfig: ignore)");
             return Err(Refused { mistakes: report.into_mistakes(), held: json.len() <= MAX_BYTES });
         }
         let root = parse_json(json, &mut report);
-        let allowed = mode.allowlist();
-        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false, allowed };
+        let (allowed, own_keys) = (mode.allowlist(), by == PushedBy::AditEdge);
+        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false, allowed, own_keys };
         let (ingress, warp_routing) = root.map(|root| top_level(&mut reader, &root)).unwrap_or_default();
         if !report.mistakes.is_empty() {
             return Err(Refused { held: report.mistakes.len() == report.disallowed, mistakes: report.into_mistakes() });

@@ -1,11 +1,13 @@
 //! `ingress`: the ordered rules, each checked, all mistakes reported together.
 
+use super::health::{self, Health};
 use super::hostname::Hostname;
 use super::mistakes::Place;
 use super::origin::{self, OriginOptions, OriginPatch, ProxyType};
 use super::path::PathPattern;
 use super::reader::{Dialect, Reader, join};
 use super::service::Service;
+use super::services::{self, Spelled, Texts};
 use super::tree::{Node, Value};
 
 /// The rules in order. The last one matches everything, no other one does.
@@ -28,6 +30,10 @@ pub struct Rule {
     pub service: Service,
     /// The service as configured, for people and for exports; holds no user information.
     pub spelling: String,
+    /// The other services of a list, each with its spelling.
+    pub others: Vec<(Service, String)>,
+    /// How the services are judged, if the rule says so.
+    pub health: Option<Health>,
     /// The settled options: the rule's over the top level's over the defaults.
     pub origin: OriginOptions,
     /// Index in the list, counted from 0.
@@ -38,6 +44,12 @@ impl Rule {
     /// Whether the rule matches everything.
     pub fn is_catch_all(&self) -> bool {
         self.hostname.is_none() && self.path.is_none()
+    }
+
+    /// Every service of the rule with its spelling; the first is [`Rule::service`].
+    pub fn services(&self) -> impl Iterator<Item = (&Service, &str)> {
+        let others = self.others.iter().map(|(service, spelling)| (service, spelling.as_str()));
+        std::iter::once((&self.service, self.spelling.as_str())).chain(others)
     }
 
     /// Whether the rule is for this request; `host` in normal form, `path` decoded.
@@ -54,7 +66,16 @@ impl Ingress {
     }
 
     pub(crate) fn single(service: Service, spelling: String, origin: OriginOptions) -> Self {
-        let rule = Rule { hostname: None, path: None, service, spelling, origin: origin.clone(), position: 0 };
+        let rule = Rule {
+            hostname: None,
+            path: None,
+            service,
+            spelling,
+            others: Vec::new(),
+            health: None,
+            origin: origin.clone(),
+            position: 0,
+        };
         Self { rules: vec![rule], defaults: origin }
     }
 }
@@ -67,7 +88,9 @@ const MAX_PATTERNS: usize = 1_000;
 const KEYS: [&str; 4] = ["hostname", "originRequest", "path", "service"];
 /// Keys of a rule that later releases of adit know. To ignore one would be to let through what it
 /// was written to stop.
-const LATER: [&str; 5] = ["forwarded", "health", "innerHop", "limits", "proxyProtocol"];
+const LATER: [&str; 4] = ["forwarded", "innerHop", "limits", "proxyProtocol"];
+/// All keys of a rule, adit's own included.
+const OWN_KEYS: [&str; 5] = ["health", "hostname", "originRequest", "path", "service"];
 
 /// Reads the list of rules. `None` when there is none, or when a mistake was reported.
 pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOptions) -> Option<Ingress> {
@@ -103,12 +126,16 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
         if let (Some(hostname), Some(pattern)) = (&hostname, &pattern) {
             catch_all(reader, item, &path, hostname.is_none() && pattern.is_none(), position == last);
         }
-        let (Some(hostname), Some(pattern), Some((service, spelling))) = (hostname, pattern, service) else {
+        let (Some(hostname), Some(pattern), Some(((service, spelling), others))) = (hostname, pattern, service) else {
             continue;
         };
+        let health = raw.health.as_ref().map(|(place, health)| {
+            health::fits(reader, *place, &join(&path, "health"), health, &service, !others.is_empty());
+            health.clone()
+        });
         let mut origin = origin;
         origin.bastion_mode |= service == Service::Bastion;
-        let rule = Rule { hostname, path: pattern, service, spelling, origin, position };
+        let rule = Rule { hostname, path: pattern, service, spelling, others, health, origin, position };
         remarks(reader, &raw, &rule, &path);
         rules.push(rule);
     }
@@ -121,7 +148,8 @@ struct RawRule {
     place: Place,
     hostname: Option<(Place, String)>,
     path: Option<(Place, String)>,
-    service: Option<(Place, String)>,
+    service: Texts,
+    health: Option<(Place, Health)>,
     origin_place: Place,
     patch: OriginPatch,
     /// The keys of the rule's own `originRequest`.
@@ -140,21 +168,26 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
             raw.unreadable = true;
             continue;
         }
-        let Some(key) = reader.known(entry, path, &KEYS) else {
+        let keys: &[&'static str] = if reader.own_keys { &OWN_KEYS } else { &KEYS };
+        let Some(key) = reader.known(entry, path, keys) else {
             continue;
         };
         let path = &join(path, key);
         let node = &entry.node;
         match key {
+            "health" => raw.health = health::read(reader, node, path).map(|health| (node.place, health)),
             "hostname" => raw.hostname = reader.text(node, path).map(|text| (node.place, text)),
             "path" => raw.path = reader.text(node, path).map(|text| (node.place, text)),
-            "service" if matches!(node.value, Value::List(_)) && reader.dialect == Dialect::File => {
-                reader.report.mistake(node.place, path, format!("a list of services is {NOT_YET}"));
-                raw.unreadable = true;
+            "service" if matches!(node.value, Value::List(_)) && reader.own_keys => {
+                match services::texts(reader, node, path) {
+                    Some(texts) => raw.service = texts,
+                    None => raw.unreadable = true,
+                }
             }
             "service" => {
                 let before = reader.report.mistakes.len();
-                raw.service = reader.text(node, path).map(|text| (node.place, text));
+                let text = reader.text(node, path).map(|text| (node.place, text));
+                raw.service = Texts { items: text.into_iter().collect(), list: false };
                 raw.unreadable |= reader.report.mistakes.len() > before;
             }
             _ => {
@@ -214,11 +247,25 @@ fn pattern(reader: &mut Reader<'_>, raw: &RawRule, path: &str) -> Option<Option<
     }
 }
 
-fn service(reader: &mut Reader<'_>, raw: &RawRule, origin: &OriginOptions, path: &str) -> Option<(Service, String)> {
+/// The first service and the others of a list.
+fn service(
+    reader: &mut Reader<'_>,
+    raw: &RawRule,
+    origin: &OriginOptions,
+    path: &str,
+) -> Option<(Spelled, Vec<Spelled>)> {
     if raw.unreadable {
         return None;
     }
-    let (place, text) = match &raw.service {
+    if raw.service.list {
+        let mut services = services::list(reader, &raw.service, origin, &join(path, "service"))?.into_iter();
+        return Some((services.next()?, services.collect()));
+    }
+    single(reader, raw, origin, path).map(|service| (service, Vec::new()))
+}
+
+fn single(reader: &mut Reader<'_>, raw: &RawRule, origin: &OriginOptions, path: &str) -> Option<Spelled> {
+    let (place, text) = match raw.service.items.first() {
         Some((place, text)) => (*place, text.as_str()),
         None => (raw.place, ""),
     };
@@ -231,13 +278,11 @@ fn service(reader: &mut Reader<'_>, raw: &RawRule, origin: &OriginOptions, path:
     let parsed =
         if origin.bastion_mode && dialled { Ok((Service::Bastion, Service::Bastion.to_string())) } else { parsed };
     match parsed {
-        Ok((service, _)) if reader.allowed.is_some_and(|allowed| !allowed.allows(&service)) => {
+        Ok(parsed) => {
             // Other mistakes of this rule are still looked for: the answer names every reason.
-            let message = format!("{service} is not among the services that remoteConfig allows");
-            reader.report.disallowed(place, &join(path, "service"), message);
-            Some((service, String::new()))
+            reader.admit(&parsed.0, place, &join(path, "service"));
+            Some(parsed)
         }
-        Ok(parsed) => Some(parsed),
         Err(error) => {
             reader.report.mistake(place, &join(path, "service"), error.to_string());
             None
@@ -273,7 +318,7 @@ fn remarks(reader: &mut Reader<'_>, raw: &RawRule, rule: &Rule, path: &str) {
         reader.report.warning(place, path, message);
     }
     if let Service::Status(600..) = rule.service {
-        let place = raw.service.as_ref().map_or(raw.place, |(place, _)| *place);
+        let place = raw.service.items.first().map_or(raw.place, |(place, _)| *place);
         let message = "statuses above 599 are undefined (RFC 9110 section 15)";
         reader.report.warning(place, &join(path, "service"), message);
     }

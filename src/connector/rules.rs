@@ -13,9 +13,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{Config, Ingress, RemoteConfigMode, WarpRouting},
+    config::{Config, Ingress, PushedBy, RemoteConfigMode, WarpRouting},
     metrics::{Metrics, Outcome},
-    proxy::Routes,
+    proxy::{self, Routes},
     shutdown::Tasks,
     wire::calls::{Applied, Push},
 };
@@ -64,6 +64,7 @@ pub struct Inbox {
 struct Pushed {
     version: i32,
     json: Bytes,
+    by: PushedBy,
 }
 
 /// Decides which rules are in force and publishes them.
@@ -101,20 +102,20 @@ impl Rules {
     pub fn start(mut self, tasks: &Tasks) -> Inbox {
         let (pushes, mut pushed) = mpsc::channel::<Push>(8);
         let (reloads, mut changed) = mpsc::channel::<Reload>(1);
+        tasks.attend(proxy::upkeep(self.routes.subscribe(), self.maker.metrics.clone()));
         tasks.attend(async move {
-            let mut sweep = tokio::time::interval(Routes::SWEEP);
             loop {
                 tokio::select! {
                     push = pushed.recv() => match push {
-                        Some(Push { version, config, reply, .. }) => {
-                            let _ = reply.send(self.push(Pushed { version, json: config }).await);
+                        Some(Push { version, config, own_edge, reply }) => {
+                            let by = if own_edge { PushedBy::AditEdge } else { PushedBy::AnyEdge };
+                            let _ = reply.send(self.push(Pushed { version, json: config, by }).await);
                         }
                         None => return,
                     },
                     Some(Reload { local, reply }) = changed.recv() => {
                         let _ = reply.send(self.reload(local).await);
                     }
-                    _ = sweep.tick() => self.routes.borrow().sweep(),
                 }
             }
         });
@@ -133,8 +134,8 @@ impl Rules {
             metrics.pushed(Outcome::Unchanged);
             return Applied { version: current, error: String::new() };
         }
-        let (maker, local, json) = (self.maker.clone(), self.local.clone(), pushed.json.clone());
-        match aside(move || maker.of_edge(&local, version, &json)).await {
+        let (maker, local, pushed_) = (self.maker.clone(), self.local.clone(), pushed.clone());
+        match aside(move || maker.of_edge(&local, &pushed_)).await {
             Ok((routes, ignored_keys)) => {
                 metrics.pushed(Outcome::Applied);
                 metrics.ignored_keys(ignored_keys);
@@ -165,7 +166,7 @@ impl Rules {
         let (maker, local_) = (self.maker.clone(), local.clone());
         let (of_file, of_edge) = aside(move || {
             let of_file = maker.of_file(&local_).map_err(|error| Refusal { held: false, error })?;
-            let judge = |pushed: Pushed| match maker.of_edge(&local_, pushed.version, &pushed.json) {
+            let judge = |pushed: Pushed| match maker.of_edge(&local_, &pushed) {
                 Ok((routes, _)) => Some((pushed, routes)),
                 Err(Refusal { error, .. }) => {
                     tracing::debug!(version = pushed.version, error, "the edge's rules stay out of force");
@@ -239,7 +240,7 @@ mod tests {
 
     async fn push(rules: &mut Rules, version: i32, service: &str) -> Applied {
         let json = format!("{{\"ingress\":[{{\"service\":\"{service}\"}}]}}").into();
-        rules.push(Pushed { version, json }).await
+        rules.push(Pushed { version, json, by: PushedBy::AnyEdge }).await
     }
 
     fn in_force(rules: &Rules) -> (i32, String) {
@@ -284,6 +285,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_list_of_services_counts_from_our_own_edge_alone_and_each_must_be_allowed() {
+        let allowed = "remoteConfig: { mode: allowlist, services: ['http://a', 'http://b'] }";
+        let mut rules = rules(&format!("{allowed}\n{}", to("http://f")));
+        for (by, list, expected) in [
+            (PushedBy::AnyEdge, r#""http://a","http://b""#, "service"),
+            (PushedBy::AditEdge, r#""http://a","http://evil""#, "http://evil is not among the services"),
+            (PushedBy::AditEdge, r#""http://a","http://b""#, ""),
+        ] {
+            let json = format!(r#"{{"ingress":[{{"service":[{list}]}}]}}"#).into();
+            let applied = rules.push(Pushed { version: 1, json, by }).await;
+            assert!(applied.error.contains(expected) && applied.error.is_empty() == expected.is_empty(), "{applied:?}");
+        }
+        assert_eq!(rules.version(), 1);
+    }
+
+    #[tokio::test]
     async fn a_file_whose_rules_cannot_be_used_changes_nothing() {
         let mut rules = rules(&to("http_status:201"));
         let bad =
@@ -314,7 +331,7 @@ mod tests {
         let mut rules = rules(&to("http_status:201"));
         let rule = format!("{{\"service\":\"http://{}.{}\"}},", "a".repeat(63), "ä".repeat(100_000));
         let json = format!("{{\"ingress\":[{}{{\"service\":\"http_status:404\"}}]}}", rule.repeat(10));
-        let applied = rules.push(Pushed { version: 1, json: json.into() }).await;
+        let applied = rules.push(Pushed { version: 1, json: json.into(), by: PushedBy::AnyEdge }).await;
         assert!(applied.version == -1 && !applied.error.is_empty());
         assert!(applied.error.len() < MOST_REASONS + 100, "{} bytes", applied.error.len());
     }

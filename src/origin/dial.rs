@@ -10,9 +10,9 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
 
-use super::{Error, io::OriginIo};
+use super::{Error, io::OriginIo, resolve::Resolver};
 
 /// Head start of each address over the next (RFC 8305 §5 recommends 250 ms).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -31,6 +31,17 @@ pub enum Target {
     Unix(PathBuf),
 }
 
+impl Target {
+    /// Host and port as in a URL; `localhost` for a socket.
+    pub(super) fn authority(&self) -> String {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Tcp { host, port } => format!("{host}:{port}"),
+            Self::Unix(_) => "localhost".to_owned(),
+        }
+    }
+}
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct Dialer {
@@ -42,6 +53,8 @@ pub struct Dialer {
     pub race: bool,
     /// Addresses on which adit itself listens; port 0 never matches.
     pub forbidden: Arc<[SocketAddr]>,
+    /// Asked for every new connection, so that a changed answer counts at once.
+    pub resolver: Resolver,
 }
 
 impl Dialer {
@@ -71,7 +84,7 @@ impl Dialer {
             if let Ok(ip) = host.parse::<IpAddr>() {
                 return self.address(SocketAddr::new(ip, port)).await;
             }
-            let addresses = interleave(lookup_host((host, port)).await.map_err(Error::Unreachable)?);
+            let addresses = interleave(self.resolver.look_up(host, port).await.map_err(Error::Unreachable)?);
             self.any(&addresses).await
         };
         tokio::time::timeout(self.connect_timeout, connect).await.unwrap_or(Err(Error::TimedOut("connection")))
@@ -146,8 +159,8 @@ impl Dialer {
 }
 
 /// Alternates the families, keeping the resolver's order within each (RFC 8305 §4).
-fn interleave(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
-    let (v6, v4): (Vec<_>, Vec<_>) = addresses.partition(SocketAddr::is_ipv6);
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let (v6, v4): (Vec<_>, Vec<_>) = addresses.into_iter().partition(SocketAddr::is_ipv6);
     let mut mixed = Vec::with_capacity(v4.len() + v6.len());
     let (mut v4, mut v6) = (v4.into_iter(), v6.into_iter());
     loop {
@@ -170,13 +183,14 @@ mod tests {
             keep_alive: Duration::from_secs(30),
             race: true,
             forbidden: forbidden.iter().map(|text| text.parse().unwrap()).collect(),
+            resolver: Resolver::System,
         }
     }
 
     #[test]
     fn families_alternate_and_keep_their_order() {
         let addresses = ["1.1.1.1:1", "2.2.2.2:1", "[::1]:1", "3.3.3.3:1"].map(|text| text.parse().unwrap());
-        let mixed: Vec<_> = interleave(addresses.into_iter()).iter().map(ToString::to_string).collect();
+        let mixed: Vec<_> = interleave(addresses.to_vec()).iter().map(ToString::to_string).collect();
         assert_eq!(mixed, ["[::1]:1", "1.1.1.1:1", "2.2.2.2:1", "3.3.3.3:1"]);
     }
 

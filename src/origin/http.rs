@@ -1,106 +1,32 @@
-//! HTTP to a service: one request, one answer, over a pooled connection that the request's own task drives.
+//! HTTP to one service: one request, one answer, over a pooled or shared connection or a new one.
 
-use std::{
-    future::Future,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
-use hyper::{
-    body::Incoming,
-    client::conn::{TrySendError, http1},
-};
-use hyper_util::rt::TokioIo;
+use http::Request;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio_rustls::TlsConnector;
 
 use super::{
     Error,
     dial::{Dialer, Target},
-    http2::Shared,
+    http1::{self, GiveBack, H1},
+    http2::{Found, Shared, Unanswered},
     io::OriginIo,
     pool::Pool,
 };
+pub use super::{
+    body::RequestBody,
+    reply::{Reply, ReplyBody},
+};
 use crate::{
     config::OriginOptions,
-    transport::{Recv, StreamError},
+    metrics::{OriginMetrics, Retry},
 };
 
-/// Bytes of a response head that are accepted; 2 MB heads exist (hyper's own default is 400 KiB).
-const MAX_HEAD: usize = 4 << 20;
-/// Header lines of a response that are accepted; hyper's own default is 100.
-const MAX_HEADERS: usize = 512;
-
-/// What is sent to a service.
-#[derive(Debug)]
-pub enum RequestBody {
-    /// Nothing.
-    Empty,
-    /// The visitor's bytes: exactly `remaining` of them, or until the end if that is unknown.
-    Stream {
-        /// Where they come from.
-        recv: Recv,
-        /// How many are still to come.
-        remaining: Option<u64>,
-    },
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = StreamError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let Self::Stream { recv, remaining } = self.get_mut() else { return Poll::Ready(None) };
-        if *remaining == Some(0) {
-            return Poll::Ready(None);
-        }
-        match std::task::ready!(recv.poll_chunk(cx)) {
-            Some(Ok(mut bytes)) => {
-                if let Some(left) = remaining {
-                    // More than was announced would be read as the next request.
-                    bytes.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-                    *left -= bytes.len() as u64;
-                }
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Some(Err(error)) => Poll::Ready(Some(Err(error))),
-            None if remaining.is_some() => Poll::Ready(Some(Err(StreamError::Closed))),
-            None => {
-                let trailers = pin!(recv.trailers());
-                match std::task::ready!(trailers.poll(cx)) {
-                    Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(of_visitor(trailers))))),
-                    Ok(None) => Poll::Ready(None),
-                    Err(error) => Poll::Ready(Some(Err(error))),
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty | Self::Stream { remaining: Some(0), .. })
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Stream { remaining: Some(length), .. } => SizeHint::with_exact(*length),
-            Self::Stream { remaining: None, .. } => SizeHint::default(),
-        }
-    }
-}
-
-/// A visitor's trailers without what only an edge or a connector may say: some services merge trailers into heads.
-fn of_visitor(mut trailers: HeaderMap) -> HeaderMap {
-    let forged: Vec<_> = trailers.keys().filter(|name| name.as_str().starts_with("cf-")).cloned().collect();
-    for name in forged {
-        trailers.remove(name);
-    }
-    trailers
-}
+/// Times one request is sent over HTTP/2 while services say that they did not process it.
+const MOST_ATTEMPTS: usize = 3;
+/// Of a look-up that only tidies up.
+const LOOK_UP_LIMIT: Duration = Duration::from_secs(5);
 
 /// An HTTP service.
 #[derive(Debug)]
@@ -111,14 +37,18 @@ pub struct HttpOrigin {
     h2c: bool,
     pool: Arc<Pool>,
     shared: Shared,
+    metrics: OriginMetrics,
 }
 
 #[derive(Debug)]
 struct Tls {
     config: Arc<ClientConfig>,
-    timeout: std::time::Duration,
+    timeout: Duration,
     name: NameRule,
 }
+
+/// A request on its way: it is handed on and back a dozen times, and the future of a stream stays small.
+pub type BoxedRequest = Box<Request<RequestBody>>;
 
 /// Where the server name comes from.
 #[derive(Debug)]
@@ -128,20 +58,36 @@ enum NameRule {
     OfRequest,
 }
 
-/// What a service answered.
+/// A request without an answer.
 #[derive(Debug)]
-pub enum Reply {
-    /// An ordinary answer.
-    Response(Response<ReplyBody>),
-    /// The connection is a WebSocket now.
-    Upgraded {
-        /// The 101.
-        head: Response<()>,
-        /// The connection.
-        io: OriginIo,
-        /// What the service sent along with its head.
-        first: Bytes,
-    },
+pub struct Failed {
+    /// Why.
+    pub error: Error,
+    /// The request as it was, if no service can have processed it.
+    pub unsent: Option<BoxedRequest>,
+}
+
+impl Failed {
+    fn unsent(error: impl Into<Error>, request: BoxedRequest) -> Self {
+        Self { error: error.into(), unsent: Some(request) }
+    }
+
+    fn finally(error: impl Into<Error>) -> Self {
+        Self { error: error.into(), unsent: None }
+    }
+}
+
+impl From<Unanswered> for Failed {
+    fn from(unanswered: Unanswered) -> Self {
+        Self { error: unanswered.error, unsent: unanswered.unsent }
+    }
+}
+
+#[expect(clippy::large_enum_variant, reason = "lives for one match; a box would be an allocation for each request")]
+enum Pooled {
+    Answered(Reply),
+    /// No connection waits any more.
+    Nobody(BoxedRequest),
 }
 
 impl HttpOrigin {
@@ -152,6 +98,7 @@ impl HttpOrigin {
         tls: Option<Arc<ClientConfig>>,
         h2c: bool,
         options: &OriginOptions,
+        metrics: OriginMetrics,
     ) -> Self {
         let name = match (&options.origin_server_name, &target) {
             _ if options.match_sni_to_host => NameRule::OfRequest,
@@ -165,7 +112,8 @@ impl HttpOrigin {
             tls: tls.map(|config| Tls { config, timeout: options.tls_timeout, name }),
             h2c,
             pool: Arc::new(Pool::new(options.keep_alive_connections, options.keep_alive_timeout)),
-            shared: Shared::default(),
+            shared: Shared::new(options.keep_alive_timeout),
+            metrics,
         }
     }
 
@@ -177,43 +125,129 @@ impl HttpOrigin {
     /// Drops idle connections that are too old.
     pub fn sweep(&self) {
         self.pool.sweep();
+        self.shared.sweep();
+    }
+
+    /// Looks the name of the service up and lets go of connections to addresses that are no longer its own: idle ones
+    /// are closed, shared ones end with their last request. A look-up that fails changes nothing. Nothing is asked
+    /// while no connection waits.
+    pub async fn follow_name(&self) {
+        let Target::Tcp { host, port } = &self.target else { return };
+        if host.parse::<IpAddr>().is_ok() || (self.pool.is_empty() && self.shared.is_empty()) {
+            return;
+        }
+        let found = tokio::time::timeout(LOOK_UP_LIMIT, self.dialer.resolver.look_up(host, *port)).await;
+        let Ok(Ok(found)) = found else { return };
+        let alive: Vec<IpAddr> = found.iter().map(|addr| addr.ip().to_canonical()).collect();
+        self.pool.keep(&alive);
+        self.shared.keep(&alive);
     }
 
     /// Sends a request. `host` is what the service sees as Host, for `matchSNItoHost`.
     ///
-    /// A request that was not sent, or that is idempotent and has no body, is sent once more when a pooled connection
-    /// turns out to be dead (RFC 9110 §9.2.2).
+    /// A request is sent once more when a service or its connection says that it was not processed, and, if it is
+    /// idempotent and has no body, when a connection that had served before died without a byte of answer (RFC 9110
+    /// §9.2.2, RFC 9113 §8.7).
     ///
     /// # Errors
     ///
-    /// [`Error`]; no answer was begun.
-    pub async fn send(&self, request: Request<RequestBody>, host: &str, websocket: bool) -> Result<Reply, Error> {
-        let name = self.server_name(host)?;
-        if !websocket
-            && self.may_speak_h2()
-            && let Some(reply) = self.shared.existing(name.as_ref())
-        {
-            return Ok(Reply::Response(reply.send(request).await?.map(ReplyBody::Http2)));
-        }
+    /// [`Failed`]; no answer was begun.
+    pub async fn send(&self, request: BoxedRequest, host: &str, websocket: bool) -> Result<Reply, Failed> {
+        let name = self.server_name(host).map_err(Failed::finally)?;
+        let speaks_h2 = self.may_speak_h2() && !websocket;
         let mut request = request;
-        while let Some(connection) = self.pool.take(name.as_ref()) {
-            let spare = spare(&request);
-            match connection.exchange(request, websocket, self.give_back(&name)).await {
-                Ok(reply) => return Ok(reply),
-                Err((_, Some(unsent))) => request = unsent,
-                Err((error, None)) => match spare {
-                    Some(spare) if !error.is_timeout() => request = spare,
-                    _ => return Err(error.into()),
+        let mut attempts = 0;
+        let mut refused = None;
+        // What a request over a pooled connection does not need is boxed: the future of a stream stays small.
+        loop {
+            let opening = match speaks_h2.then(|| self.shared.find(name.as_ref(), refused)) {
+                Some(Found::Stream(stream)) => {
+                    attempts += 1;
+                    refused = Some(stream.connection());
+                    match Box::pin(stream.send(request, true)).await {
+                        Ok(response) => return Ok(Reply::Response(response.map(ReplyBody::http2))),
+                        Err(unanswered) => request = self.again(unanswered, attempts)?,
+                    }
+                    continue;
+                }
+                Some(Found::Dial(opening)) => Some(opening),
+                None => None,
+            };
+            request = match self.over_pooled(request, &name, websocket).await? {
+                Pooled::Answered(reply) => return Ok(reply),
+                Pooled::Nobody(request) => request,
+            };
+            let io = match Box::pin(self.dial(name.as_ref())).await {
+                Ok(io) => io,
+                // A full connection is better than none.
+                Err(error) => match self.shared.busy(name.as_ref()).filter(|_| speaks_h2) {
+                    Some(stream) => {
+                        let sent = Box::pin(stream.send(request, true)).await;
+                        return sent
+                            .map(|response| Reply::Response(response.map(ReplyBody::http2)))
+                            .map_err(Failed::from);
+                    }
+                    None => return Err(Failed::unsent(error, request)),
                 },
+            };
+            if io.is_h2() || (self.h2c && !websocket) {
+                let connected = self.shared.connect(io, name.as_ref(), self.dialer.connect_timeout);
+                let connected = Box::pin(connected).await;
+                drop(opening);
+                let stream = match connected {
+                    Ok(stream) => stream,
+                    Err(error) => return Err(Failed::unsent(error, request)),
+                };
+                attempts += 1;
+                refused = Some(stream.connection());
+                match Box::pin(stream.send(request, false)).await {
+                    Ok(response) => return Ok(Reply::Response(response.map(ReplyBody::http2))),
+                    Err(unanswered) => request = self.again(unanswered, attempts)?,
+                }
+                continue;
             }
+            drop(opening);
+            let connection = match H1::handshake(io).await {
+                Ok(connection) => connection,
+                Err(error) => return Err(Failed::unsent(error, request)),
+            };
+            let answered = connection.exchange(request, websocket, self.give_back(&name)).await;
+            return answered.map_err(|broken| Failed { error: broken.error.into(), unsent: broken.unsent });
         }
-        let io = self.dial(name.as_ref()).await?;
-        if io.is_h2() || (self.h2c && !websocket) {
-            let connection = self.shared.connect(io, name.as_ref()).await?;
-            return Ok(Reply::Response(connection.send(request).await?.map(ReplyBody::Http2)));
+    }
+
+    /// The request, if it may be sent once more.
+    fn again(&self, unanswered: Unanswered, attempts: usize) -> Result<BoxedRequest, Failed> {
+        match unanswered.unsent {
+            Some(request) if attempts < MOST_ATTEMPTS => {
+                self.metrics.retried(unanswered.why);
+                Ok(request)
+            }
+            unsent => Err(Failed { error: unanswered.error, unsent }),
         }
-        let connection = H1::handshake(io).await?;
-        connection.exchange(request, websocket, self.give_back(&name)).await.map_err(|(error, _)| error.into())
+    }
+
+    /// Tries the idle HTTP/1.1 connections, the freshest first.
+    async fn over_pooled(
+        &self,
+        mut request: BoxedRequest,
+        name: &Option<ServerName<'static>>,
+        websocket: bool,
+    ) -> Result<Pooled, Failed> {
+        while let Some(connection) = self.pool.take(name.as_ref()) {
+            let spare = http1::spare(&request);
+            let broken = match connection.exchange(request, websocket, self.give_back(name)).await {
+                Ok(reply) => return Ok(Pooled::Answered(reply)),
+                Err(broken) => broken,
+            };
+            request = match (broken.unsent, spare) {
+                (Some(unsent), _) => unsent,
+                (None, Some(spare)) if broken.silent && !broken.error.is_timeout() => spare,
+                (None, _) => return Err(Failed::finally(broken.error)),
+            };
+            self.metrics.retried(Retry::Stale);
+        }
+        Ok(Pooled::Nobody(request))
     }
 
     fn give_back(&self, name: &Option<ServerName<'static>>) -> GiveBack {
@@ -262,183 +296,5 @@ fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if !name.contains(':') && port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
-    }
-}
-
-/// A copy of a request that may be sent twice.
-fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let repeatable = matches!(request.body(), RequestBody::Empty)
-        && matches!(
-            *request.method(),
-            Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-        );
-    repeatable.then(|| {
-        let mut copy = Request::new(RequestBody::Empty);
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        copy
-    })
-}
-
-/// Where a connection goes after its answer.
-#[derive(Debug)]
-struct GiveBack {
-    pool: Arc<Pool>,
-    name: Option<ServerName<'static>>,
-}
-
-/// One HTTP/1.1 connection: hyper's two halves, both polled here.
-#[derive(Debug)]
-pub(super) struct H1 {
-    sender: http1::SendRequest<RequestBody>,
-    connection: http1::Connection<TokioIo<OriginIo>, RequestBody>,
-}
-
-type Unsent = (hyper::Error, Option<Request<RequestBody>>);
-
-impl H1 {
-    async fn handshake(io: OriginIo) -> Result<Box<Self>, Error> {
-        let (sender, connection) = http1::Builder::new()
-            .title_case_headers(true)
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS)
-            .handshake(TokioIo::new(io))
-            .await?;
-        Ok(Box::new(Self { sender, connection }))
-    }
-
-    async fn exchange(
-        mut self: Box<Self>,
-        request: Request<RequestBody>,
-        websocket: bool,
-        give_back: GiveBack,
-    ) -> Result<Reply, Unsent> {
-        let mut sent = pin!(self.sender.try_send_request(request));
-        let mut this = Some(self);
-        let mut broken = None;
-        let response = std::future::poll_fn(|cx| {
-            if let Poll::Ready(outcome) = sent.as_mut().poll(cx) {
-                return Poll::Ready(outcome);
-            }
-            if let Some(h1) = &mut this
-                && let Poll::Ready(outcome) = h1.connection.poll_without_shutdown(cx)
-            {
-                if let Poll::Ready(outcome) = sent.as_mut().poll(cx) {
-                    return Poll::Ready(outcome);
-                }
-                // A request that waits in a connection that ended while idle is given back when that is dropped.
-                broken = outcome.err();
-                this = None;
-            }
-            sent.as_mut().poll(cx)
-        })
-        .await
-        .map_err(|mut error: TrySendError<_>| {
-            let unsent = error.take_message();
-            let cause = broken.take().unwrap_or_else(|| error.into_error());
-            (cause, unsent)
-        })?;
-        if websocket
-            && response.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(mut h1) = this.take()
-        {
-            std::future::poll_fn(|cx| h1.connection.poll_without_shutdown(cx)).await.map_err(|error| (error, None))?;
-            let (parts, _) = response.into_parts();
-            let http1::Parts { io, read_buf, .. } = h1.connection.into_parts();
-            return Ok(Reply::Upgraded { head: Response::from_parts(parts, ()), io: io.into_inner(), first: read_buf });
-        }
-        Ok(Reply::Response(response.map(|incoming| {
-            ReplyBody::Http1(Box::new(Driven { incoming, connection: this, give_back, ended: false }))
-        })))
-    }
-}
-
-/// The body of an answer.
-#[derive(Debug)]
-pub enum ReplyBody {
-    /// Drives its connection.
-    Http1(Box<Driven>),
-    /// A task drives the connection.
-    Http2(Incoming),
-}
-
-/// A body together with the connection it comes over.
-#[derive(Debug)]
-pub struct Driven {
-    incoming: Incoming,
-    connection: Option<Box<H1>>,
-    give_back: GiveBack,
-    ended: bool,
-}
-
-impl ReplyBody {
-    /// Whether nothing is to come. A connection that became free is back in its pool then.
-    pub fn is_end(&mut self) -> bool {
-        match self {
-            Self::Http1(driven) => {
-                let end = driven.incoming.is_end_stream();
-                if end && !driven.ended {
-                    driven.ended = true;
-                    driven.finish();
-                }
-                end
-            }
-            Self::Http2(incoming) => incoming.is_end_stream(),
-        }
-    }
-
-    /// The next bytes or trailers.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self {
-            Self::Http1(driven) => driven.poll_frame(cx),
-            Self::Http2(incoming) => Pin::new(incoming).poll_frame(cx),
-        }
-    }
-
-    /// The next bytes or trailers, `None` at the end. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// When the service died in the middle.
-    pub async fn frame(&mut self) -> Result<Option<Frame<Bytes>>, hyper::Error> {
-        std::future::poll_fn(|cx| self.poll_frame(cx)).await.transpose()
-    }
-}
-
-impl Driven {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        // The body asks for data first, so that the connection, polled second, sees the wish and fills it.
-        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
-        if frame.is_pending()
-            && let Some(connection) = &mut self.connection
-        {
-            if let Poll::Ready(outcome) = connection.connection.poll_without_shutdown(cx) {
-                self.connection = None;
-                if let Err(error) = outcome {
-                    return Poll::Ready(Some(Err(error)));
-                }
-            }
-            frame = Pin::new(&mut self.incoming).poll_frame(cx);
-        }
-        if let Poll::Ready(None) = frame
-            && !self.ended
-        {
-            self.ended = true;
-            self.finish();
-        }
-        frame
-    }
-
-    /// Puts the connection into the pool if it is ready for another request.
-    fn finish(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        // One more poll lets hyper close the books on this exchange. No waker: if it is not ready now, for instance
-        // because the request is still being sent, the connection is not worth keeping.
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        if connection.connection.poll_without_shutdown(&mut cx).is_pending() && connection.sender.is_ready() {
-            let GiveBack { pool, name } = &self.give_back;
-            pool.put(connection, name.clone());
-        }
     }
 }

@@ -1,80 +1,269 @@
-//! HTTP/2 to a service: one connection shared by all requests for a name, driven by a task of its own.
+//! HTTP/2 to a service: connections shared by all requests for a name, each driven by a task of its own.
+//!
+//! One connection suffices until its streams are all in use (`SETTINGS_MAX_CONCURRENT_STREAMS`); then another is
+//! opened, up to [`MOST_CONNECTIONS`].
+
+mod stream;
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    time::Duration,
 };
 
-use http::{Request, Response, Version};
-use hyper::{body::Incoming, client::conn::http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use bytes::Bytes;
+use h2::client::SendRequest;
 use rustls::pki_types::ServerName;
+use tokio::{sync::oneshot, time::Instant};
 
-use super::{Error, http::RequestBody, io::OriginIo};
+use super::{Error, io::OriginIo};
+pub(super) use stream::{H2Body, Unanswered};
 
-/// Names with a connection of their own; with `matchSNItoHost` a visitor chooses the name.
+/// Names with connections of their own; with `matchSNItoHost` a visitor chooses the name.
 const MOST_NAMES: usize = 256;
+/// Connections for one name.
+const MOST_CONNECTIONS: usize = 8;
+/// What h2 says before the peer's settings are known; without a limit in them it says `usize::MAX`.
+const UNKNOWN: usize = usize::MAX - 1;
+/// A peer whose settings are not here by then is taken to allow one stream.
+const SETTINGS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The connections of one service by server name.
-#[derive(Debug, Default)]
-pub(super) struct Shared(Mutex<HashMap<Option<ServerName<'static>>, Connection>>);
+#[derive(Debug)]
+pub(super) struct Shared {
+    names: Mutex<HashMap<Name, Connections>>,
+    lifetime: Duration,
+}
 
-/// One connection; clones share it.
+type Name = Option<ServerName<'static>>;
+
+#[derive(Debug, Default)]
+struct Connections {
+    open: Vec<Connection>,
+    /// Dials in progress.
+    opening: usize,
+}
+
+/// One connection.
 #[derive(Clone, Debug)]
-pub(super) struct Connection(http2::SendRequest<RequestBody>);
+struct Connection {
+    sender: SendRequest<Bytes>,
+    load: Arc<Mutex<Load>>,
+    peer: Option<IpAddr>,
+    id: u64,
+}
+
+#[derive(Debug)]
+struct Load {
+    streams: usize,
+    /// When the last stream ended.
+    since: Instant,
+}
+
+/// Where a request can go.
+pub(super) enum Found<'a> {
+    Stream(Stream),
+    /// To a connection that the holder opens.
+    Dial(Opening<'a>),
+}
+
+/// A dial in progress, counted until it is dropped.
+pub(super) struct Opening<'a> {
+    shared: &'a Shared,
+    name: Name,
+}
+
+/// A place on a connection, held until the answer ends.
+#[derive(Debug)]
+pub(super) struct Stream {
+    sender: SendRequest<Bytes>,
+    place: Place,
+    id: u64,
+}
+
+#[derive(Debug)]
+struct Place(Arc<Mutex<Load>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        load.streams -= 1;
+        load.since = Instant::now();
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let mut names = self.shared.lock();
+        if let Some(connections) = names.get_mut(&self.name) {
+            connections.opening = connections.opening.saturating_sub(1);
+            if connections.opening == 0 && connections.open.is_empty() {
+                names.remove(&self.name);
+            }
+        }
+    }
+}
 
 impl Shared {
-    /// A live connection for `name`.
-    pub(super) fn existing(&self, name: Option<&ServerName<'static>>) -> Option<Connection> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = name.cloned();
-        if known.get(&key)?.0.is_closed() {
-            known.remove(&key);
-            return None;
-        }
-        known.get(&key).cloned()
+    /// Idle connections are kept for `lifetime`.
+    pub(super) fn new(lifetime: Duration) -> Self {
+        Self { names: Mutex::default(), lifetime }
     }
 
-    /// Makes `io` the connection for `name`.
-    pub(super) async fn connect(&self, io: OriginIo, name: Option<&ServerName<'static>>) -> Result<Connection, Error> {
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(1 << 20)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Connections>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection for `name` with room, other than the one that just refused; else leave to open one; else the one
+    /// with the fewest streams, where the request waits for its turn.
+    pub(super) fn find(&self, name: Option<&ServerName<'static>>, refused: Option<u64>) -> Found<'_> {
+        let mut names = self.lock();
+        let key = name.cloned();
+        if names.len() >= MOST_NAMES && !names.contains_key(&key) {
+            // Their requests in flight go on; the names come back with their next requests.
+            names.retain(|_, connections| connections.opening > 0);
+        }
+        let connections = names.entry(key).or_default();
+        connections.open.retain(|connection| !connection.is_closed());
+        let others = || connections.open.iter().filter(|connection| Some(connection.id) != refused);
+        if let Some(connection) = others().find(|connection| connection.has_room()) {
+            return Found::Stream(connection.stream());
+        }
+        let full = connections.open.len() + connections.opening >= MOST_CONNECTIONS;
+        // While there is none at all, every request dials, as over HTTP/1.1: one slow dial must not hold them all up.
+        if full && let Some(connection) = others().min_by_key(|connection| connection.streams()) {
+            return Found::Stream(connection.stream());
+        }
+        connections.opening += 1;
+        Found::Dial(Opening { shared: self, name: name.cloned() })
+    }
+
+    /// Any live connection, however full.
+    pub(super) fn busy(&self, name: Option<&ServerName<'static>>) -> Option<Stream> {
+        let mut names = self.lock();
+        let connections = names.get_mut(&name.cloned())?;
+        connections.open.retain(|connection| !connection.is_closed());
+        connections.open.iter().min_by_key(|connection| connection.streams()).map(Connection::stream)
+    }
+
+    /// Makes a connection for `name` of `io`, with its first stream. The peer's settings are waited for, a round trip
+    /// at most: without them nobody knows how many streams may share the connection.
+    pub(super) async fn connect(
+        &self,
+        io: OriginIo,
+        name: Option<&ServerName<'static>>,
+        limit: Duration,
+    ) -> Result<Stream, Error> {
+        let peer = io.peer();
+        let shaken = h2::client::Builder::new()
+            .initial_window_size(1 << 20)
             .initial_connection_window_size(8 << 20)
             .max_header_list_size(1 << 20)
-            .handshake(TokioIo::new(io))
-            .await?;
+            .initial_max_send_streams(UNKNOWN)
+            .max_send_buffer_size(1 << 20)
+            .enable_push(false)
+            .handshake::<_, Bytes>(io);
+        let (sender, mut driver) =
+            tokio::time::timeout(limit, shaken).await.map_err(|_| Error::TimedOut("HTTP/2 handshake"))??;
+        let (settled, settings) = oneshot::channel();
+        let mut settled = Some(settled);
         #[expect(clippy::disallowed_methods, reason = "ends with the last clone of its sender, which is in this map")]
         tokio::spawn(async move {
-            if let Err(error) = driver.await {
+            let ended = std::future::poll_fn(|cx| {
+                let polled = std::pin::Pin::new(&mut driver).poll(cx);
+                if driver.max_concurrent_send_streams() != UNKNOWN
+                    && let Some(settled) = settled.take()
+                {
+                    let _ = settled.send(Ok(()));
+                }
+                polled
+            })
+            .await;
+            if let Err(error) = ended {
                 tracing::debug!(%error, "an HTTP/2 connection to a service ended");
+                if let Some(settled) = settled.take() {
+                    let _ = settled.send(Err(error));
+                }
             }
         });
-        let connection = Connection(sender);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST_NAMES {
-            known.clear();
+        match tokio::time::timeout(SETTINGS_LIMIT.min(limit), settings).await {
+            Ok(Ok(outcome)) => outcome?,
+            Ok(Err(_)) => return Err(Error::Broken(std::io::ErrorKind::UnexpectedEof.into())),
+            Err(_) => {}
         }
-        known.insert(name.cloned(), connection.clone());
-        Ok(connection)
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let load = Arc::new(Mutex::new(Load { streams: 0, since: Instant::now() }));
+        let connection = Connection { sender, load, peer, id: NEXT.fetch_add(1, Ordering::Relaxed) };
+        let stream = connection.stream();
+        let mut names = self.lock();
+        let connections = names.entry(name.cloned()).or_default();
+        // One too many serves its request and ends.
+        if connections.open.len() < MOST_CONNECTIONS {
+            connections.open.push(connection);
+        }
+        Ok(stream)
+    }
+
+    /// Lets go of connections that nobody has used for long; for those that were opened for a rush, too.
+    pub(super) fn sweep(&self) {
+        self.retain(|connection| {
+            let load = connection.load.lock().unwrap_or_else(PoisonError::into_inner);
+            load.streams > 0 || load.since.elapsed() < self.lifetime
+        });
+    }
+
+    /// Lets go of connections to addresses that are not among `alive`: no new request; they end with their last one.
+    pub(super) fn keep(&self, alive: &[IpAddr]) {
+        self.retain(|connection| connection.peer.is_none_or(|peer| alive.contains(&peer)));
+    }
+
+    fn retain(&self, keep: impl Fn(&Connection) -> bool) {
+        let mut names = self.lock();
+        for connections in names.values_mut() {
+            connections.open.retain(|connection| !connection.is_closed() && keep(connection));
+        }
+        names.retain(|_, connections| connections.opening > 0 || !connections.open.is_empty());
+    }
+
+    /// Whether there is no connection.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().values().all(|connections| connections.open.is_empty())
     }
 }
 
 impl Connection {
-    pub(super) async fn send(mut self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, Error> {
-        // In HTTP/2 the authority carries the host (RFC 9113 §8.3.1).
-        let host = request.headers_mut().remove(http::header::HOST);
-        let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-        let target = request.uri().path_and_query().cloned();
-        let uri = http::Uri::builder().scheme("https").authority(authority);
-        let uri = match target {
-            Some(target) => uri.path_and_query(target),
-            None => uri.path_and_query("/"),
+    /// Closed, or told by the peer to end (GOAWAY).
+    fn is_closed(&self) -> bool {
+        let ready = self.sender.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, std::task::Poll::Ready(Err(_)))
+    }
+
+    fn streams(&self) -> usize {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner).streams
+    }
+
+    fn has_room(&self) -> bool {
+        let most = match self.sender.current_max_send_streams() {
+            UNKNOWN => 1,
+            most => most,
         };
-        if let Ok(uri) = uri.build() {
-            *request.uri_mut() = uri;
-        }
-        *request.version_mut() = Version::HTTP_2;
-        self.0.ready().await?;
-        Ok(self.0.send_request(request).await?)
+        self.streams() < most
+    }
+
+    fn stream(&self) -> Stream {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner).streams += 1;
+        Stream { sender: self.sender.clone(), place: Place(self.load.clone()), id: self.id }
+    }
+}
+
+impl Stream {
+    /// The number of its connection.
+    pub(super) fn connection(&self) -> u64 {
+        self.id
     }
 }

@@ -2,7 +2,12 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -34,6 +39,16 @@ impl OriginIo {
             Self::Tcp(_) | Self::Unix(_) => None,
         };
         alpn == Some(b"h2")
+    }
+
+    /// The address at the other end, if it has one.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::TcpTls(stream) => stream.get_ref().0,
+            Self::Unix(_) | Self::UnixTls(_) => return None,
+        };
+        stream.peer_addr().ok().map(|addr| addr.ip().to_canonical())
     }
 }
 
@@ -89,5 +104,49 @@ impl AsyncWrite for OriginIo {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, io => io.poll_shutdown(cx))
+    }
+}
+
+/// A connection that counts what its peer says: a request on which nothing was heard may be sent again.
+#[derive(Debug)]
+pub(super) struct Listening {
+    pub(super) io: OriginIo,
+    /// Bytes read so far; shared, since the connection is out of sight once it is hyper's.
+    pub(super) heard: Arc<AtomicU64>,
+}
+
+impl AsyncRead for Listening {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        this.heard.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+impl AsyncWrite for Listening {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use std::{
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
-use super::http::H1;
+use super::http1::H1;
 
 /// Keeps connections for reuse.
 #[derive(Debug)]
@@ -65,5 +66,16 @@ impl Pool {
         while idle.front().is_some_and(|oldest| oldest.since.elapsed() >= self.lifetime) {
             idle.pop_front();
         }
+    }
+
+    /// Whether anything waits here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Drops connections to addresses that are not among `alive`.
+    pub(super) fn keep(&self, alive: &[IpAddr]) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|idle| idle.connection.peer().is_none_or(|peer| alive.contains(&peer)));
     }
 }

@@ -8,7 +8,8 @@ use crate::{
     code::{ADIT_ERROR, Code},
     origin::{
         Error,
-        http::{HttpOrigin, Reply, ReplyBody, RequestBody},
+        http::{Reply, ReplyBody, RequestBody},
+        services::HttpServices,
     },
     telemetry::Chain,
     transport::{Recv, Responder, Send, StreamError},
@@ -23,7 +24,7 @@ const KEPT: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::CON
 pub(super) async fn forward(
     proxy: &Proxy,
     route: &Route,
-    origin: &HttpOrigin,
+    origin: &HttpServices,
     record: &mut Record<'_>,
     head: RequestHead,
     mut responder: Responder,
@@ -50,7 +51,7 @@ pub(super) async fn forward(
         }
         BodyLength::Unknown => (RequestBody::Stream { recv, remaining: None }, None),
     };
-    let request = to_service(head, host, body, proxy, route, origin.may_speak_h2());
+    let request = Box::new(to_service(head, host, body, proxy, route, origin.may_speak_h2()));
     let reply = {
         let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket);
         tokio::select! {
@@ -67,7 +68,7 @@ pub(super) async fn forward(
             let (parts, body) = response.into_parts();
             answer(record, to_visitor(parts.status, parts.headers), body, is_head, responder).await;
         }
-        Ok(Reply::Upgraded { head, io, first }) => {
+        Ok(Reply::Upgraded { head, io, first, in_flight: _in_flight }) => {
             let (parts, ()) = head.into_parts();
             record.status = parts.status;
             let Some(recv) = kept else { return };
@@ -184,14 +185,19 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
             Ok(None) => return ended(record, send.end().await),
             Err(error) => {
                 send.reset();
-                return record.cut(Chain(&error));
+                return if visitor_broke(&error) { record.visitor_left() } else { record.cut(Chain(&error)) };
             }
         };
         match frame.into_data() {
             Ok(data) => {
                 record.sent += data.len() as u64;
                 let last = body.is_end();
-                if write(&mut send, data, last).await.is_err() {
+                let written = tokio::select! {
+                    biased;
+                    written = write(&mut send, data, last) => written,
+                    () = body.send_on() => return,
+                };
+                if written.is_err() {
                     return record.visitor_left();
                 }
                 if last {

@@ -28,6 +28,7 @@ use crate::{
     code::Code,
     origin::{
         Destination, Error,
+        balance::InFlight,
         dial::{Dialer, Target},
         io::OriginIo,
     },
@@ -76,12 +77,13 @@ pub(super) async fn serve(
     record.status = answer.status;
     let Ok(mut send) = responder.respond(answer, false).await else { return record.visitor_left() };
     let mut inbound = Inbound { recv, decoder: Decoder::new(Role::Server) };
-    let io = match dialled {
-        Dialled::Connected(io) => io,
+    let (io, _in_flight) = match dialled {
+        Dialled::Connected(io, in_flight) => (io, in_flight),
         Dialled::Socks(fixed) => {
+            let (fixed, in_flight) = fixed.unzip();
             let negotiated = socks(&service, fixed, &mut inbound, &mut send);
             match tokio::time::timeout(SOCKS_LIMIT + service.dialer.connect_timeout, negotiated).await {
-                Ok(Some(io)) => io,
+                Ok(Some(io)) => (io, in_flight),
                 _ => return close(&mut send, 1000).await,
             }
         }
@@ -107,22 +109,25 @@ pub(super) struct Service<'a> {
 }
 
 enum Dialled {
-    Connected(OriginIo),
+    Connected(OriginIo, Option<InFlight>),
     /// SOCKS5 first; with a fixed destination the visitor's wish is ignored.
-    Socks(Option<OriginIo>),
+    Socks(Option<(OriginIo, InFlight)>),
 }
 
 impl Service<'_> {
     async fn dial(&self, head: &RequestHead) -> Result<Dialled, Failure> {
         match self.destination {
-            Destination::Fixed(target) => {
-                let io = self.dialer.connect(target).await?;
-                Ok(if self.route.socks { Dialled::Socks(Some(io)) } else { Dialled::Connected(io) })
+            Destination::Fixed(targets) => {
+                let (io, in_flight) = targets.connect(self.dialer).await?;
+                Ok(match self.route.socks {
+                    true => Dialled::Socks(Some((io, in_flight))),
+                    false => Dialled::Connected(io, Some(in_flight)),
+                })
             }
             Destination::Header => {
                 let wish = head.headers.get(JUMP_DESTINATION).and_then(|value| value.to_str().ok());
                 let (host, port) = bastion::destination(wish.unwrap_or_default())?;
-                Ok(Dialled::Connected(self.dialer.connect(&Target::Tcp { host: host.into(), port }).await?))
+                Ok(Dialled::Connected(self.dialer.connect(&Target::Tcp { host: host.into(), port }).await?, None))
             }
             Destination::Socks => Ok(Dialled::Socks(None)),
         }

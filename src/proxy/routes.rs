@@ -1,6 +1,6 @@
 //! One generation of rules, ready to serve: swapped whole, never changed.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use ::http::HeaderValue;
 
@@ -8,7 +8,7 @@ use crate::{
     config::{Ingress, IpRules, ProxyType, WarpRouting},
     ingress::{Pattern, Table},
     metrics::{Generation, Metrics, RuleMetrics},
-    origin::{Origin, dial::Dialer},
+    origin::{Origin, dial::Dialer, resolve::Resolver},
     tls,
 };
 
@@ -80,6 +80,7 @@ impl Routes {
                 keep_alive: warp.tcp_keep_alive,
                 race: false,
                 forbidden: forbidden.clone(),
+                resolver: Resolver::System,
             },
             warp,
             _alive: metrics.configuration.generation(),
@@ -97,17 +98,15 @@ impl Routes {
         self.table.as_ref().map(|table| table.find(host, path))
     }
 
-    /// Drops idle connections that are too old, in every pool.
-    pub fn sweep(&self) {
-        for (_, route) in self.table.iter().flat_map(Table::rows) {
-            if let Origin::Http(origin) = &route.origin {
-                origin.sweep();
-            }
-        }
+    /// Every rule's service, in order.
+    pub(super) fn origins(&self) -> impl Iterator<Item = &Origin> {
+        self.rows().map(|(_, route)| &route.origin)
     }
 
-    /// How often [`Routes::sweep`] is worth calling.
-    pub const SWEEP: Duration = Duration::from_secs(15);
+    /// Every rule, in order.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (&Pattern, &Route)> {
+        self.table.iter().flat_map(Table::rows)
+    }
 }
 
 impl Route {
@@ -133,7 +132,7 @@ impl Route {
             .map(|host| HeaderValue::from_str(host).map_err(|_| RouteError::HostHeader))
             .transpose()?;
         Ok(Self {
-            origin: Origin::new(&rule.service, options, forbidden, system)?,
+            origin: Origin::new(rule, metrics, forbidden, system)?,
             metrics: metrics.handles_of_rule(rule.position),
             host_header,
             access_required: options.access.required,

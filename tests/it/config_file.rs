@@ -117,12 +117,10 @@ fn what_comes_with_later_releases_is_refused_not_ignored() {
         let refused = mistakes(&format!("{section}: {{}}\n"));
         assert!(refused.contains(&format!("{section}: not supported by this version")), "{refused}");
     }
-    for key in ["innerHop", "health", "limits", "forwarded", "proxyProtocol"] {
+    for key in ["innerHop", "limits", "forwarded", "proxyProtocol"] {
         let refused = mistakes(&format!("ingress: [{{service: 'http://x', {key}: {{}}}}]"));
         assert!(refused.contains("not supported by this version"), "{key}: {refused}");
     }
-    let several = "ingress: [{service: ['http://x', 'http://y']}]";
-    assert!(mistakes(several).contains("a list of services is not supported"), "{}", mistakes(several));
     assert!(mistakes("token: {vault: secret/x, key: y}\n").contains("token.vault: not supported"));
 }
 

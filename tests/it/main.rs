@@ -8,6 +8,7 @@
     reason = "a test that fails says why by panicking"
 )]
 
+mod balance;
 mod body;
 mod chaos;
 mod cli;
@@ -17,6 +18,7 @@ mod config_file;
 mod config_layers;
 mod config_remote;
 mod config_secrets;
+mod config_services;
 mod config_values;
 mod credentials_cases;
 mod credentials_source;
@@ -40,6 +42,9 @@ mod ingress_table;
 mod layers;
 mod many;
 mod netns;
+mod origin_http2;
+mod origin_names;
+mod origin_retry;
 mod origins;
 mod own_edge;
 mod pushes;

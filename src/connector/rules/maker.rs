@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::Local;
+use super::{Local, Pushed};
 use crate::{config::RemoteConfig, metrics::Metrics, proxy::Routes};
 
 /// Longest answer to a push. A refusal quotes the document, which may be megabytes of mistakes.
@@ -31,11 +31,11 @@ impl Maker {
     }
 
     /// With the number of keys that nothing reads.
-    pub(super) fn of_edge(&self, local: &Local, version: i32, json: &[u8]) -> Result<(Routes, usize), Refusal> {
-        let parsed = RemoteConfig::judge(json, &local.mode)
+    pub(super) fn of_edge(&self, local: &Local, pushed: &Pushed) -> Result<(Routes, usize), Refusal> {
+        let parsed = RemoteConfig::judge(&pushed.json, pushed.by, &local.mode)
             .map_err(|refused| Refusal { held: refused.held, error: cut(refused.mistakes.to_string()) })?;
         let warp = parsed.warp_routing.limited(local.max_active_flows);
-        let routes = Routes::new(Some(parsed.ingress), warp, version, &self.metrics, &self.forbidden)
+        let routes = Routes::new(Some(parsed.ingress), warp, pushed.version, &self.metrics, &self.forbidden)
             .map_err(|error| Refusal { held: false, error: cut(error) })?;
         Ok((routes, parsed.ignored_keys))
     }

@@ -1,0 +1,95 @@
+//! What the rules in force need beside requests: checks of services, and pools without old or lost connections.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio::sync::watch;
+
+use super::Routes;
+use crate::{
+    metrics::Metrics,
+    origin::{Origin, balance::Balance},
+};
+
+/// How often idle connections are looked through; the shortest `keepAliveTimeout` worth having.
+const SWEEP: Duration = Duration::from_secs(15);
+/// How often names of services with waiting connections are looked up. The system's resolver tells no TTL.
+const FOLLOW: Duration = Duration::from_secs(30);
+/// Look-ups at a time.
+const LOOK_UPS: usize = 4;
+
+/// Attends to one generation of rules after the other, until nobody publishes any more. The checks of a generation end
+/// with it; what they found lives on in the next one.
+pub async fn upkeep(mut published: watch::Receiver<Arc<Routes>>, metrics: Arc<Metrics>) {
+    let mut before: Option<Arc<Routes>> = None;
+    loop {
+        let routes = published.borrow_and_update().clone();
+        metrics.forget_origins();
+        succeed(&routes, before.take().as_deref());
+        tokio::select! {
+            () = attend(&routes) => {}
+            changed = published.changed() => if changed.is_err() { return },
+        }
+        before = Some(routes);
+    }
+}
+
+/// What is known of services is handed on where the same hosts and paths lead to them.
+fn succeed(routes: &Routes, before: Option<&Routes>) {
+    let mut known: HashMap<String, &Balance> = HashMap::new();
+    for (key, balance) in before.into_iter().flat_map(judged) {
+        balance.retire();
+        known.insert(key, balance);
+    }
+    for (key, balance) in judged(routes) {
+        if let Some(old) = known.get(&key) {
+            balance.succeed(old);
+        }
+        balance.show();
+    }
+}
+
+fn judged(routes: &Routes) -> impl Iterator<Item = (String, &Balance)> {
+    routes.rows().filter_map(|(pattern, route)| {
+        let balance = route.origin.balance().filter(|balance| balance.is_judged())?;
+        let hostname = pattern.hostname.as_ref().map_or("", |hostname| hostname.as_str());
+        // A host name has no blank.
+        Some((format!("{hostname} {}", pattern.path.as_ref().map_or("", |path| path.as_str())), balance))
+    })
+}
+
+/// Never ends.
+async fn attend(routes: &Routes) {
+    let services = || {
+        routes.origins().filter_map(|origin| match origin {
+            Origin::Http(services) => Some(services),
+            _ => None,
+        })
+    };
+    let checks: FuturesUnordered<_> = services().filter(|services| services.is_checked()).map(|s| s.check()).collect();
+    let checks = checks.for_each(|()| std::future::ready(())).then(|()| std::future::pending::<()>());
+    let sweep = async {
+        let mut tick = tokio::time::interval(SWEEP);
+        loop {
+            tick.tick().await;
+            for services in services() {
+                services.sweep();
+            }
+            for (_, balance) in judged(routes) {
+                balance.show();
+            }
+        }
+    };
+    let follow = async {
+        let mut tick = tokio::time::interval(FOLLOW);
+        loop {
+            tick.tick().await;
+            futures_util::stream::iter(services()).for_each_concurrent(LOOK_UPS, |s| s.follow_names()).await;
+        }
+    };
+    tokio::select! {
+        () = checks => {}
+        () = sweep => {}
+        () = follow => {}
+    }
+}

@@ -1,0 +1,132 @@
+//! Bodies over HTTP/2 to a service, both ways at once.
+
+use std::net::SocketAddr;
+
+use adit::wire::{
+    BodyLength, Head, RequestHead,
+    connect::{encode_request, root_target},
+};
+use bytes::Bytes;
+use h2::{RecvStream, SendStream, server};
+use http::{HeaderMap, HeaderValue, Method, Response};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+};
+
+use crate::{
+    harness::{Answer, LIMIT, Lab, Over, background, over_both, peer::pattern, rule, service},
+    raw_edge::{RawEdge, soon},
+};
+
+const BIG: usize = 8 << 20;
+
+/// A service that gives the two halves of each request to `serve`.
+async fn both_halves<F>(
+    serve: impl Fn(RecvStream, SendStream<Bytes>) -> F + Clone + Send + Sync + 'static,
+) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    service(move |stream| {
+        let serve = serve.clone();
+        async move {
+            let mut connection = server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let send = respond.send_response(Response::new(()), false).unwrap();
+                background(serve(request.into_body(), send));
+            }
+        }
+    })
+    .await
+}
+
+async fn send_all(send: &mut SendStream<Bytes>, mut bytes: Bytes) {
+    while !bytes.is_empty() {
+        send.reserve_capacity(bytes.len());
+        let room = std::future::poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
+        send.send_data(bytes.split_to(room.min(bytes.len())), false).unwrap();
+    }
+}
+
+async fn receive(recv: &mut RecvStream) -> Option<Bytes> {
+    let chunk = recv.data().await?.unwrap();
+    recv.flow_control().release_capacity(chunk.len()).unwrap();
+    Some(chunk)
+}
+
+fn head(length: usize) -> String {
+    format!("POST / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")
+}
+
+async fn echo(over: Over) {
+    let addr = both_halves(|mut recv, mut send| async move {
+        while let Some(chunk) = receive(&mut recv).await {
+            send_all(&mut send, chunk).await;
+        }
+        send.send_data(Bytes::new(), true).unwrap();
+    })
+    .await;
+    let lab = Lab::start(over, &rule(format!("h2c://{addr}"))).await;
+    let body = pattern(BIG);
+    let (mut reader, mut writer) = TcpStream::connect(lab.http).await.unwrap().into_split();
+    let write = async {
+        writer.write_all(head(BIG).as_bytes()).await.unwrap();
+        writer.write_all(&body).await.unwrap();
+    };
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(LIMIT * 2, reader.read_to_end(&mut answer));
+    let ((), read) = tokio::join!(write, read);
+    read.expect("no answer in time").unwrap();
+    let answer = Answer::parse(&answer);
+    assert!(answer.complete && answer.body == body, "{} bytes came back", answer.body.len());
+    lab.finish().await;
+}
+
+/// The visitor never reads; the service writes all the time, and reads.
+#[tokio::test]
+async fn an_answer_that_nobody_reads_does_not_stop_the_upload() {
+    let (counted, mut count) = mpsc::unbounded_channel();
+    let addr = both_halves(move |mut recv, mut send| {
+        let counted = counted.clone();
+        async move {
+            let count = async {
+                let mut count = 0;
+                while let Some(chunk) = receive(&mut recv).await {
+                    count += chunk.len();
+                }
+                counted.send(count).unwrap();
+            };
+            tokio::select! {
+                () = send_all(&mut send, Bytes::from(vec![b'.'; 128 << 20])) => {}
+                () = count => {}
+            }
+        }
+    })
+    .await;
+    let edge = RawEdge::new().await;
+    let _connector = edge.connector("quic", &rule(format!("h2c://{addr}"))).await;
+    let peer = edge.quic_peer().await;
+    // More than all buffers on the way hold.
+    let length = 4 * BIG;
+    let head = RequestHead {
+        websocket: false,
+        method: Method::POST,
+        host: HeaderValue::from_static("web.test"),
+        target: root_target(),
+        headers: HeaderMap::new(),
+        body: BodyLength::Known(length as u64),
+    };
+    let (mut send, _recv) = peer.connection.open_bi().await.unwrap();
+    let write = async {
+        send.write_all(&encode_request(&Head::Request(head))).await.unwrap();
+        send.write_all(&pattern(length)).await.unwrap();
+        count.recv().await
+    };
+    assert_eq!(soon("the upload, beside the download", write).await, Some(length));
+}
+
+over_both! {
+    eight_mebibytes_are_echoed_intact_while_they_come => echo,
+}
