@@ -3,7 +3,7 @@
 //! A value that exists is valid. Names of secrets stand here, and a token where cloudflared's file
 //! may hold one in clear; sockets, TLS and the clock do not.
 
-mod duration;
+pub(crate) mod duration;
 mod explain;
 mod export;
 mod flags;

@@ -3,6 +3,8 @@
 //! Where the peer has a name for a thing, that name is used, spelled as it spells it; the rest begins with `adit_`.
 //! Labels are closed sets or rule numbers, never hosts or paths. Handles of hot paths are resolved once.
 
+pub mod edge;
+
 use std::{
     fmt,
     sync::{

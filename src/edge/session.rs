@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -52,6 +52,7 @@ pub struct Session {
     in_flight: AtomicUsize,
     idle: Notify,
     retired: CancellationToken,
+    pushing: Mutex<()>,
 }
 
 /// Why a stream through a connector failed.
@@ -73,13 +74,67 @@ pub enum OpenError {
     #[error("{0}")]
     Http(#[from] http::Error),
     /// The connector could not answer for the service.
-    #[error("the connector failed: {0}")]
+    #[error("{0}")]
     Failed(String),
+    /// The connection broke in the middle of the answer's head.
+    #[error("the answer was cut: {0}")]
+    Cut(StreamError),
+}
+
+/// What a failure says about the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The connector cannot have begun it: any request may be sent again.
+    Unsent,
+    /// The connection was lost before a byte of the answer came: what may be done twice may be sent again.
+    Unanswered,
+    /// It was processed, or it cannot be said on this wire: sending it again is wrong or useless.
+    Done,
+}
+
+impl OpenError {
+    /// What became of a request whose stream could not be opened, or whose head was not all taken.
+    pub fn fate_of_opening(&self) -> Fate {
+        match self {
+            Self::Wire(_) | Self::Http(_) => Fate::Done,
+            _ => Fate::Unsent,
+        }
+    }
+
+    /// What became of a request that was sent, and got no answer.
+    pub fn fate_of_waiting(&self) -> Fate {
+        match self {
+            Self::Stream(StreamError::Http2(error)) => fate_in_http2(error),
+            Self::Stream(StreamError::QuicRead(quinn::ReadError::ConnectionLost(_))) | Self::Connection(_) => {
+                Fate::Unanswered
+            }
+            _ => Fate::Done,
+        }
+    }
+}
+
+/// GOAWAY below the stream's number, and REFUSED_STREAM, promise that nothing was done (RFC 9113 §8.7).
+fn fate_in_http2(error: &h2::Error) -> Fate {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    if error.is_remote() && (refused || error.is_go_away()) {
+        Fate::Unsent
+    } else if error.is_reset() {
+        Fate::Done
+    } else {
+        Fate::Unanswered
+    }
 }
 
 /// Counts a request from its start to the end of its answer.
 #[derive(Debug)]
 pub struct InFlight(Arc<Session>);
+
+impl InFlight {
+    /// Where it is in flight.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.0
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -125,6 +180,7 @@ impl Session {
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
             retired: CancellationToken::new(),
+            pushing: Mutex::new(()),
         }
     }
 
@@ -177,6 +233,11 @@ impl Session {
         self.retired.cancel();
     }
 
+    /// Whether it was marked.
+    pub fn is_retired(&self) -> bool {
+        self.retired.is_cancelled()
+    }
+
     /// Completes once the connection was marked.
     pub async fn retired(&self) {
         self.retired.cancelled().await;
@@ -185,7 +246,9 @@ impl Session {
     /// Completes when nothing is in flight.
     pub async fn idle(&self) {
         loop {
-            let idle = self.idle.notified();
+            let mut idle = std::pin::pin!(self.idle.notified());
+            // Listening first: the last request may end between the look and the wait.
+            idle.as_mut().enable();
             if self.in_flight() == 0 {
                 return;
             }
@@ -224,6 +287,11 @@ impl Session {
         }
     }
 
+    /// Waits until no other push is on its way.
+    pub async fn turn_to_push(&self) -> MutexGuard<'_, ()> {
+        self.pushing.lock().await
+    }
+
     /// Pushes a configuration.
     ///
     /// # Errors
@@ -232,8 +300,13 @@ impl Session {
     pub async fn push(&self, rpc: &RpcThread, version: i32, config: Bytes) -> Result<Applied, String> {
         match &self.link {
             Link::Quic(connection) => {
-                let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
-                send.write_all(&connect::RPC_SIGNATURE).await.map_err(|error| error.to_string())?;
+                let opening = async {
+                    let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
+                    send.write_all(&connect::RPC_SIGNATURE).await.map_err(|error| error.to_string())?;
+                    Ok::<_, String>((send, recv))
+                };
+                let opened = tokio::time::timeout(OPEN_LIMIT, opening).await;
+                let (send, recv) = opened.unwrap_or_else(|_| Err("no stream in time".into()))?;
                 calls::push(rpc, Recv::quic(Bytes::new(), recv), Send::quic(send), version, config).await
             }
             Link::Http2(sender) => push_http2(sender.clone(), version, &config).await,
@@ -252,7 +325,10 @@ impl Awaited {
             Self::Quic(mut recv) => {
                 let mut collector = connect::Collector::default();
                 loop {
-                    let chunk = recv.read_chunk(usize::MAX, true).await.map_err(StreamError::from)?;
+                    let chunk = recv.read_chunk(usize::MAX, true).await.map_err(|error| {
+                        let error = StreamError::from(error);
+                        if collector.is_empty() { error.into() } else { OpenError::Cut(error) }
+                    })?;
                     let Some(chunk) = chunk else { return Err(StreamError::Closed.into()) };
                     collector.push(chunk.bytes);
                     if collector.signature()? == Some(connect::Signature::Rpc) {
