@@ -211,7 +211,7 @@ impl Offer<'_> {
             Some(source) => (Some(Upload::new(send, source.clone())), None),
             None => (None, Some(send)),
         };
-        let mut answer = Box::pin(answer.answer());
+        let mut answer = std::pin::pin!(answer.answer());
         let answered = std::future::poll_fn(|cx| {
             poll_upload(&mut upload, cx);
             answer.as_mut().poll(cx)
