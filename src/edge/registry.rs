@@ -79,7 +79,8 @@ impl Registry {
     /// `tried`. The request is counted before anybody can remove the connection: whoever removes it and then finds
     /// nothing in flight may close it.
     pub fn pick(&self, tunnels: &[Uuid], tried: &[Arc<Session>]) -> Option<InFlight> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        // A turn a request, not a try: else a connection that refuses everything would be the first choice of all.
+        let turn = self.turn.fetch_add(usize::from(tried.is_empty()), Ordering::Relaxed);
         let known = self.tunnels.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut best: Option<(usize, &Arc<Session>)> = None;
         let connections = tunnels.iter().filter_map(|tunnel| known.get(tunnel)).flat_map(|list| {

@@ -46,16 +46,20 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Response<FrontBody> {
     let in_http1 = request.version() < Version::HTTP_2;
+    let mut nonsense = false;
     let mut response = match exchange(shared, visitor, request).await {
         Ok(response) => response,
         Err((status, code)) => {
+            nonsense = status == StatusCode::BAD_REQUEST;
             shared.metrics.refused(code);
             refusal(status, code)
         }
     };
     shared.metrics.answered(response.status());
-    if in_http1 && shared.tasks.draining().is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        // Told now, so that nobody sends a request into a connection that is about to be closed.
+    let draining = shared.tasks.draining().is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+    // Told while draining, so that nobody sends a request into a connection that is about to be closed; and where a
+    // request made no sense, since nobody knows what the bytes behind it are.
+    if in_http1 && (draining || nonsense) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -93,13 +97,10 @@ async fn exchange(
         return Err((StatusCode::BAD_REQUEST, "request-invalid"));
     };
     let method = head.method.clone();
+    let empty = matches!(head.body, BodyLength::None | BodyLength::Known(0));
     let source = (!upgrade && head.body != BodyLength::None).then(|| Source::new(body));
-    let offer = Offer {
-        shared,
-        tunnels: &tunnels,
-        host: name,
-        repeatable: source.is_none() && is_idempotent(&method) && !upgrade,
-    };
+    let repeatable = !upgrade && empty && is_idempotent(&method);
+    let offer = Offer { shared, tunnels: &tunnels, host: name, repeatable };
     let taken = offer.make(&Head::Request(head), source).await?;
     let Taken { in_flight, head, recv, upload, mut kept } = taken;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -172,11 +173,12 @@ impl Offer<'_> {
                 host = self.host, tunnel = %session.tunnel(), connector = %session.connector(), %error, ?fate,
                 "a connector did not answer"
             );
-            let again = match fate {
-                Fate::Unsent => source.as_ref().is_none_or(Source::rewind),
+            let may = match fate {
+                Fate::Unsent => true,
                 Fate::Unanswered => self.repeatable,
                 Fate::Done => false,
             };
+            let again = may && source.as_ref().is_none_or(Source::rewind);
             if fate != Fate::Unsent {
                 refusal = CONNECTOR_FAILED;
             }
