@@ -59,6 +59,25 @@ pub(crate) struct RawQuic {
     pub(crate) outcome: Result<(Registered, Control), RegistrationError>,
 }
 
+impl RawQuic {
+    /// The next request, once its head has begun to arrive.
+    pub(crate) async fn asked(&self) -> quinn::SendStream {
+        let (send, mut recv) = soon("a request", self.connection.accept_bi()).await.unwrap();
+        recv.read_chunk(usize::MAX, true).await.unwrap();
+        send
+    }
+}
+
+/// Answers 200.
+pub(crate) async fn answer(mut send: quinn::SendStream, body: &str) {
+    let mut headers = http::HeaderMap::new();
+    headers.insert(http::header::CONTENT_LENGTH, body.len().into());
+    let head = adit::wire::ResponseHead { status: http::StatusCode::OK, headers };
+    send.write_all(&adit::wire::connect::encode_response(&head)).await.unwrap();
+    send.write_all(body.as_bytes()).await.unwrap();
+    send.finish().unwrap();
+}
+
 pub(crate) async fn register_quic(lab: &Lab, registration: Registration) -> RawQuic {
     let (endpoint, connection) = dial_as(lab, QUIC_SERVER_NAME).await;
     let (send, recv) = connection.open_bi().await.unwrap();
