@@ -5,6 +5,7 @@
 
 pub mod certificates;
 mod control;
+mod fate;
 mod follow;
 mod front;
 mod leaf;

@@ -180,7 +180,8 @@ async fn heads_are_bounded_in_bytes_and_lines() {
         // Without an end: not read for ever.
         let mut endless = Peer::visit(lab.http).await;
         endless.send("GET / HTTP/1.1\r\nX: ").await;
-        let flood = async { while endless.send([b'x'; 4096]).await {} };
+        let some = vec![b'x'; 4096];
+        let flood = async { while endless.send(&some).await {} };
         soon("an endless head is refused", flood).await;
         let mut h2 = lab.h2().await;
         let request = Request::get("https://web.test/").header("x", "x".repeat(20 << 10)).body(()).unwrap();

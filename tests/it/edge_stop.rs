@@ -139,6 +139,7 @@ async fn drained(over: Over) {
 }
 
 /// Visitors who use a door while it is ready, and edges that are stopped in turn under load.
+#[allow(clippy::print_stdout, reason = "the figures are the proof")]
 async fn rolling(over: Over) {
     let yaml = rule(format!("http://{}", mirror().await));
     let settings = |config| EdgeConfig { unready: Duration::from_millis(500), retry: false, ..config };

@@ -117,4 +117,12 @@ mod tests {
         let text = "certificates: [ { hostnames: [a], certificate: c, key: k, clientAuth: required } ]";
         assert!(parse(text).unwrap_err()[0].contains("clientAuth"));
     }
+
+    #[test]
+    fn the_example_is_read_and_says_the_defaults() {
+        let file = parse(include_str!("../../../config/edge.yml")).unwrap();
+        assert_eq!((file.limits, file.retry), (Limits::default(), true));
+        assert_eq!(file.grace_period, Some(super::super::GRACE));
+        assert_eq!(file.certificates.len(), 1);
+    }
 }

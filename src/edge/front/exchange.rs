@@ -18,9 +18,10 @@ use super::{
 use crate::{
     edge::{
         Shared,
+        fate::Fate,
         registry::Registry,
         relay::{self, Outcome},
-        session::{Fate, InFlight, OpenError, Opened, Session},
+        session::{InFlight, OpenError, Opened, Session},
     },
     metrics::edge::Bound,
     transport::{Recv, Send},
