@@ -138,6 +138,19 @@ async fn drained(over: Over) {
     lab.finish().await;
 }
 
+async fn doors_open(over: Over) {
+    let mut lab = Lab::edge_with(|config| EdgeConfig { unready: LIMIT * 3, ..config }).await;
+    lab.connect(over, &rule(format!("http://{}", mirror().await)), |flags| flags).await;
+    registered(&lab, 1).await;
+    lab.edge_tasks.drain();
+    // Between these the connector is idle, and still it is needed.
+    for n in 0..20 {
+        assert_eq!(lab.get("/").await.status, 200, "visitor {n} of an edge that is unready");
+    }
+    lab.edge_tasks.kill();
+    lab.finish().await;
+}
+
 /// Visitors who use a door while it is ready, and edges that are stopped in turn under load.
 #[allow(clippy::print_stdout, reason = "the figures are the proof")]
 async fn rolling(over: Over) {
@@ -204,6 +217,7 @@ async fn rolling(over: Over) {
 over_both! {
     a_draining_edge_is_unready_and_serves_on_then_closes_its_doors_and_finishes_what_it_has => drained,
     no_request_fails_when_an_edge_is_drained_under_load => rolling,
+    as_long_as_the_doors_are_open_an_idle_connector_stays => doors_open,
 }
 
 #[tokio::test]
