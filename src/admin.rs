@@ -2,6 +2,7 @@
 //!
 //! Liveness says that the process answers, nothing more: an edge that is away must not kill a pod.
 
+pub mod drain;
 mod edge;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -61,6 +62,10 @@ pub struct ConnectorView {
     pub tasks: Tasks,
     /// The tunnel, once known.
     pub tunnel: watch::Receiver<Option<Uuid>>,
+    /// Bound on draining.
+    pub grace: Duration,
+    /// Whether a drain has come to its end.
+    pub drained: watch::Receiver<bool>,
 }
 
 /// Binds the admin address: the one asked for, or the first free one of five, or any.
@@ -94,14 +99,15 @@ pub async fn serve(listener: TcpListener, view: View, tasks: Tasks) {
             accepted = listener.accept() => accepted,
             () = ending.cancelled() => return,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, peer)) = accepted else { continue };
+        let near = drain::is_near(&stream, peer);
         let view = view.clone();
         let ending = ending.clone();
         tasks.spawn(async move {
             let _place = place;
             let service = service_fn(move |request| {
                 let view = view.clone();
-                async move { Ok::<_, Infallible>(answer(&view, &request)) }
+                async move { Ok::<_, Infallible>(answer(&view, &request, near)) }
             });
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
@@ -129,7 +135,12 @@ fn health(ok: bool, why: &'static str) -> Response<Full<Bytes>> {
     if ok { text(StatusCode::OK, "ok\n") } else { text(StatusCode::SERVICE_UNAVAILABLE, why) }
 }
 
-fn answer(view: &View, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(view: &View, request: &Request<Incoming>, near: bool) -> Response<Full<Bytes>> {
+    if request.uri().path() == drain::PATH
+        && let View::Connector(view) = view
+    {
+        return drain::answer(view, request, near);
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
@@ -158,10 +169,12 @@ impl ConnectorView {
             "/ready" => {
                 let ready = if draining { 0 } else { self.status().ready() };
                 let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                // The peer's three keys as the peer writes them, then ours.
                 let body = format!(
-                    "{{\"status\":{},\"readyConnections\":{ready},\"connectorId\":\"{}\"}}",
+                    "{{\"status\":{},\"readyConnections\":{ready},\"connectorId\":\"{}\",\"connections\":{}}}",
                     status.as_u16(),
-                    self.connector
+                    self.connector,
+                    self.connections()
                 );
                 text(status, body)
             }
@@ -179,6 +192,23 @@ impl ConnectorView {
             "/" => text(StatusCode::OK, self.page()),
             _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
+    }
+
+    /// What each connection runs over, and why not over QUIC.
+    fn connections(&self) -> serde_json::Value {
+        let each = self.status().connections.into_iter().enumerate().map(|(index, state)| match state {
+            Some(state) => serde_json::json!({
+                "index": index,
+                "transport": state.transport.as_str(),
+                "whyNotQuic": state.why_not_quic.as_deref(),
+                "edge": state.edge,
+                "location": state.location,
+                "unregistered": state.unregistered,
+                "seconds": state.since.elapsed().as_secs(),
+            }),
+            None => serde_json::json!({ "index": index }),
+        });
+        each.collect()
     }
 
     /// `/diag/tunnel`, in the peer's shape: protocol 0 (HTTP/2) and index 0 are left out.
@@ -214,12 +244,13 @@ impl ConnectorView {
             let _ = match state {
                 Some(state) => writeln!(
                     page,
-                    "connection {index}  {:5}  {}  {}  for {} s{}",
+                    "connection {index}  {:5}  {}  {}  for {} s{}{}",
                     state.transport.as_str(),
                     state.edge,
                     state.location,
                     state.since.elapsed().as_secs(),
-                    if state.unregistered { "  unregistered" } else { "" }
+                    if state.unregistered { "  unregistered" } else { "" },
+                    state.why_not_quic.as_ref().map(|why| format!("  (not QUIC: {why})")).unwrap_or_default()
                 ),
                 None => writeln!(page, "connection {index}  down"),
             };

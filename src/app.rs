@@ -1,5 +1,7 @@
 //! The composition root: binds everything, runs it, drains it. The only place that knows everybody.
 
+mod notify;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
@@ -73,7 +75,8 @@ impl ConnectorApp {
         self.metrics.clone()
     }
 
-    /// Waits for the token, connects, and stays connected until the tasks are drained.
+    /// Waits for the token, connects, and stays connected until the tasks are drained; returns once they are and the
+    /// process is to end.
     ///
     /// # Errors
     ///
@@ -86,6 +89,8 @@ impl ConnectorApp {
         );
         let (started, status) = watch::channel(None::<watch::Receiver<Status>>);
         let (tunnel, tunnel_seen) = watch::channel(None);
+        let (drained, drained_seen) = watch::channel(false);
+        let leaving = tasks.leaving();
         let view = ConnectorView {
             connector,
             status,
@@ -93,6 +98,8 @@ impl ConnectorApp {
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             tunnel: tunnel_seen,
+            grace: config.grace_period,
+            drained: drained_seen,
         };
         // Outlives the drain: a draining process still answers its probes.
         let admin_tasks = Tasks::new();
@@ -100,7 +107,11 @@ impl ConnectorApp {
         let draining = tasks.draining();
         let token = tokio::select! {
             token = secrets::token(&config.secret, config.tunnel.as_deref(), &search) => token?,
-            () = draining.cancelled() => return Ok(()),
+            () = draining.cancelled() => {
+                drained.send_replace(true);
+                leaving.cancelled().await;
+                return Ok(());
+            }
         };
         let known = token.borrow().clone();
         tunnel.send_replace(Some(known.tunnel));
@@ -113,6 +124,7 @@ impl ConnectorApp {
             tags: tags(&config, connector)?,
             management_hostname: config.management_hostname.to_lowercase(),
             flows: Flows::default(),
+            draining: tasks.draining(),
         });
         let rules = Rules {
             routes,
@@ -133,11 +145,14 @@ impl ConnectorApp {
             tasks: tasks.clone(),
         });
         tracing::info!(tunnel = %known.tunnel, "the token is loaded");
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        notify::started();
+        notify::follow(running.status(), &tasks);
         write_pidfile_when_registered(&config, running.status(), &tasks);
         started.send_replace(Some(running.status()));
         running.run().await;
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        drained.send_replace(true);
+        // Drained by request: still there for whoever asks how it went.
+        leaving.cancelled().await;
         admin_tasks.finish(Duration::from_secs(1)).await;
         Ok(())
     }

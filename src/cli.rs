@@ -1,5 +1,7 @@
 //! Commands and their exit status: 0 done, 1 failed, 2 wrong usage or configuration.
 
+mod ask;
+mod drain;
 mod edge;
 mod ingress;
 mod ready;
@@ -34,6 +36,8 @@ enum Command {
     Token(edge::TokenCommand),
     /// Check rules, or ask which rule a URL matches
     Ingress(IngressArgs),
+    /// Ask a running connector to drain, and wait until it has
+    Drain(DrainArgs),
     /// The version
     Version,
 }
@@ -87,6 +91,12 @@ struct IngressArgs {
 }
 
 #[derive(Debug, Args)]
+struct DrainArgs {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Debug, Args)]
 struct DemoArgs {
     /// Make one request, say what was proven, and exit 0 or 1
     #[arg(long)]
@@ -123,9 +133,10 @@ impl Cli {
             Command::Tunnel(TunnelArgs { flags, workers, command }) => match command {
                 TunnelCommand::Run { tunnel } => run::connector(with_tunnel(flags, tunnel), workers),
                 TunnelCommand::Ingress { command } => ingress::run(&flags, &command),
-                TunnelCommand::Ready => ready::ask(&flags),
+                TunnelCommand::Ready => ready::run(&flags),
             },
             Command::Ingress(IngressArgs { flags, command }) => ingress::run(&flags, &command),
+            Command::Drain(DrainArgs { flags }) => drain::run(&flags),
             Command::Edge(args) => edge::run(args),
             Command::Token(command) => edge::token(command),
             Command::Demo(DemoArgs { once, protocol }) => run::demo(once, &protocol),

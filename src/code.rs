@@ -10,6 +10,8 @@ pub const ADIT_ERROR: HeaderName = HeaderName::from_static("adit-error");
 pub enum Code {
     /// A rule demands an Access token, which is not checked yet.
     AccessRequired,
+    /// The grace period is over and the connection about to close.
+    Draining,
     /// The body has no length where the rule needs one.
     LengthRequired,
     /// Rules are still to come from the edge.
@@ -36,8 +38,9 @@ pub enum Code {
 
 impl Code {
     /// Every code, for metrics that show zeros.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::AccessRequired,
+        Self::Draining,
         Self::LengthRequired,
         Self::NoConfiguration,
         Self::NotFound,
@@ -55,6 +58,7 @@ impl Code {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AccessRequired => "access-required",
+            Self::Draining => "draining",
             Self::LengthRequired => "length-required",
             Self::NoConfiguration => "no-configuration",
             Self::NotFound => "not-found",
@@ -77,7 +81,7 @@ impl Code {
             Self::NotFound => 404,
             Self::LengthRequired => 411,
             Self::OriginProtocol | Self::OriginUnreachable => 502,
-            Self::NoConfiguration => 503,
+            Self::Draining | Self::NoConfiguration => 503,
             Self::OriginTimeout => 504,
             Self::OriginTlsRefused => 525,
             Self::OriginExpired | Self::OriginIdentity | Self::OriginUntrusted => 526,

@@ -1,31 +1,38 @@
-//! Keeps connections to an edge: the first proves the transport, the rest follow at once, each comes back for ever.
+//! Keeps connections to an edge: the first takes the token, the rest follow at once, each comes back for ever.
 //!
 //! Knows how to reach and register with an edge, and hands every stream to [`crate::proxy`].
 
+mod addresses;
 mod attempt;
+mod choice;
 mod connection;
 pub mod discovery;
+mod drain;
+mod keep;
+mod liveness;
+mod network;
 pub mod rules;
 mod status;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
-    backoff::Backoff,
     config::Protocol,
     credentials::Token,
     metrics::Metrics,
     proxy::Proxy,
     shutdown::Tasks,
     tls::EdgeTls,
-    transport::{Transport, quic::QuicOptions},
-    wire::{calls::Push, registration::RegistrationError, rpc::RpcThread},
+    transport::quic::QuicOptions,
+    wire::{calls::Push, rpc::RpcThread},
 };
-use attempt::Fault;
-use discovery::{Addresses, EdgeSource};
+use addresses::Addresses;
+use choice::Choice;
+use discovery::EdgeSource;
 pub use status::{ConnectionState, Status};
 
 /// What a connector is told.
@@ -64,9 +71,19 @@ pub(crate) struct Shared {
     pub(crate) rpc: RpcThread,
     pub(crate) pushes: mpsc::Sender<Push>,
     pub(crate) local_rules: watch::Receiver<Option<Arc<str>>>,
-    pub(crate) addresses: Addresses,
+    addresses: Arc<Addresses>,
+    choice: Choice,
+    /// Connections that were replaced and finish what they have.
+    retired: TaskTracker,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) tasks: Tasks,
+}
+
+impl Shared {
+    /// Whether what is still open now is cut.
+    fn grace_is_over(&self) -> bool {
+        self.tasks.drained_at().is_some_and(|began| began.elapsed() >= self.config.grace)
+    }
 }
 
 /// The parts that a connector is put together from.
@@ -100,11 +117,25 @@ impl Connector {
     /// Puts a connector together.
     pub fn new(parts: Parts) -> Self {
         let Parts { config, connector, token, proxy, metrics, pushes, local_rules, tasks } = parts;
-        let addresses = Addresses::new(config.edge.clone());
-        let (status, _) = watch::channel(Status::new(config.connections));
-        let rpc = RpcThread::new();
-        let shared =
-            Shared { config, connector, token, proxy, metrics, rpc, pushes, local_rules, addresses, status, tasks };
+        let addresses = Arc::new(Addresses::new(config.edge.clone(), config.connections));
+        let choice = Choice::new(config.protocol);
+        let (status, _) = watch::channel(Status::new(addresses.count()));
+        let (rpc, retired) = (RpcThread::new(), TaskTracker::new());
+        let shared = Shared {
+            config,
+            connector,
+            token,
+            proxy,
+            metrics,
+            rpc,
+            pushes,
+            local_rules,
+            addresses,
+            choice,
+            retired,
+            status,
+            tasks,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -116,16 +147,13 @@ impl Connector {
     /// Connects and stays connected until the tasks are drained; returns when every connection has ended.
     pub async fn run(self) {
         let shared = self.shared;
-        let (first_up, mut first) = watch::channel(false);
-        let mut finished = Vec::new();
-        for index in 0..shared.config.connections {
-            let (end, ended) = tokio::sync::oneshot::channel::<()>();
-            finished.push(ended);
+        shared.addresses.follow(&shared.tasks);
+        let (first_up, first) = watch::channel(false);
+        let keepers = TaskTracker::new();
+        let start = |index: u8| {
             let first_up = (index == 0).then(|| first_up.clone());
-            let mut first = first.clone();
-            let shared_ = shared.clone();
-            shared.tasks.spawn(async move {
-                let _end = end;
+            let (shared_, mut first) = (shared.clone(), first.clone());
+            shared.tasks.spawn(keepers.track_future(async move {
                 if index > 0 {
                     // The first connection proves that the edge is there and takes the token.
                     let draining = shared_.tasks.draining();
@@ -134,87 +162,28 @@ impl Connector {
                         () = draining.cancelled() => return,
                     }
                 }
-                keep(&shared_, index, first_up).await;
-            });
-        }
-        drop(first_up);
-        first.mark_unchanged();
-        for ended in finished {
-            let _ = ended.await;
-        }
-    }
-}
-
-/// Keeps one connection until drained.
-async fn keep(shared: &Arc<Shared>, index: u8, first_up: Option<watch::Sender<bool>>) {
-    let draining = shared.tasks.draining();
-    let network = Backoff::new(Duration::from_millis(250), Duration::from_secs(1));
-    let longest = Duration::from_secs(1u64 << u32::from(shared.config.retries.min(16)));
-    let refusal = Backoff::new(Duration::from_secs(2), longest.max(Duration::from_secs(2)));
-    let mut waits = Waits { network, refusal };
-    let mut keeper = attempt::Keeper::new(index, shared.config.protocol, shared.config.quic.clone());
-    while !draining.is_cancelled() {
-        let attempts = waits.attempts();
-        let attempt = tokio::select! {
-            attempt = keeper.connect(shared, attempts) => attempt,
-            () = draining.cancelled() => return,
+                keep::keep(shared_, index, first_up).await;
+            }));
         };
-        let fault = match attempt {
-            Ok(live) => {
-                waits.reset();
-                if let Some(first_up) = &first_up {
-                    first_up.send_replace(true);
-                }
-                connection::serve(shared, index, live).await
+        let mut changes = shared.addresses.changes();
+        let draining = shared.tasks.draining();
+        let mut started = 0;
+        loop {
+            changes.borrow_and_update();
+            let count = shared.addresses.count();
+            for index in started..count {
+                start(u8::try_from(index).unwrap_or(u8::MAX));
             }
-            Err(fault) => fault,
-        };
-        if draining.is_cancelled() {
-            return;
-        }
-        let wait = waits.after(&fault);
-        tracing::warn!(index, error = %fault, wait = ?wait, "no connection, trying again");
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = draining.cancelled() => return,
-        }
-    }
-}
-
-/// How long to wait before the next attempt. An outage of the network is short and harmless to ask about often; a
-/// refusal is neither, and the edge may say how long.
-struct Waits {
-    network: Backoff,
-    refusal: Backoff,
-}
-
-impl Waits {
-    fn attempts(&self) -> u8 {
-        u8::try_from(self.network.attempts().max(self.refusal.attempts()).min(255)).unwrap_or(u8::MAX)
-    }
-
-    fn reset(&mut self) {
-        self.network.reset();
-        self.refusal.reset();
-    }
-
-    fn after(&mut self, fault: &Fault) -> Duration {
-        match fault {
-            Fault::Registration(RegistrationError::Refused { retry_after, .. }) => {
-                let drawn = self.refusal.next_wait();
-                // A hostile or confused edge must not send a connector to sleep for a year.
-                drawn.max(retry_after.unwrap_or_default().min(Duration::from_secs(300)))
+            started = started.max(count);
+            shared.choice.keep_only(|address| shared.addresses.knows(*address));
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { break },
+                () = draining.cancelled() => break,
             }
-            _ => self.network.next_wait(),
         }
-    }
-}
-
-/// Which transports an attempt may use, in order.
-fn transports(protocol: Protocol) -> &'static [Transport] {
-    match protocol {
-        Protocol::Auto => &[Transport::Quic, Transport::Http2],
-        Protocol::Quic => &[Transport::Quic],
-        Protocol::Http2 => &[Transport::Http2],
+        keepers.close();
+        keepers.wait().await;
+        shared.retired.close();
+        shared.retired.wait().await;
     }
 }

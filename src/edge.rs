@@ -312,7 +312,9 @@ impl EdgeHandle {
         let (answer, recv) = opened.answer.answer().await.map_err(|error| error.to_string())?;
         match answer {
             Answer::Connected | Answer::Response(_) => {
-                if let Outcome::Cut(local) = relay::splice(local, opened.send, recv).await {
+                let own = in_flight.session().is_own();
+                let ends = if own { relay::Ends::Apart } else { relay::Ends::Together };
+                if let Outcome::Cut(local) = relay::splice(local, opened.send, recv, ends).await {
                     relay::cut(&local);
                 }
                 Ok(())

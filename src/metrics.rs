@@ -103,6 +103,11 @@ struct LocationLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhyLabel {
+    why: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConnectionLabel {
     connection: u8,
     transport: &'static str,
@@ -146,6 +151,7 @@ pub struct Metrics {
     refusals: Family<CodeLabel, Counter>,
     connections: Family<ConnectionLabel, IntGauge>,
     connection_attempts: Family<ConnectionLabel, Counter>,
+    replacements: Family<WhyLabel, Counter>,
     bytes: Family<DirectionLabel, Counter>,
     bytes_in: Counter,
     bytes_out: Counter,
@@ -153,6 +159,7 @@ pub struct Metrics {
     malformed_streams: Counter,
     dropped_datagrams: Counter,
     ignored_keys: Counter,
+    streams_cut: Counter,
     panics: IntGauge,
 }
 
@@ -200,6 +207,7 @@ impl Metrics {
             refusals: Family::default(),
             connections: Family::default(),
             connection_attempts: Family::default(),
+            replacements: Family::default(),
             bytes: Family::default(),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
@@ -207,6 +215,7 @@ impl Metrics {
             malformed_streams: Counter::default(),
             dropped_datagrams: Counter::default(),
             ignored_keys: Counter::default(),
+            streams_cut: Counter::default(),
             panics: IntGauge::default(),
         };
         metrics.bytes_in = metrics.bytes.get_or_create_owned(&DirectionLabel { direction: "to_service" });
@@ -285,12 +294,14 @@ impl Metrics {
         );
         r.register("adit_refusals", "Answers of adit itself, by code", self.refusals.clone());
         r.register("adit_connections", "Registered connections by index and transport", self.connections.clone());
+        r.register("adit_connection_replacements", "Connections replaced while they served", self.replacements.clone());
         r.register("adit_connection_attempts", "Dials by index and transport", self.connection_attempts.clone());
         r.register("adit_body_bytes", "Body bytes", self.bytes.clone());
         r.register("adit_visitors_left", "Visitors who left before the end", self.visitors_left.clone());
         r.register("adit_malformed_streams", "Streams of the edge that made no sense", self.malformed_streams.clone());
         r.register("adit_dropped_datagrams", "Datagrams, which are not served yet", self.dropped_datagrams.clone());
         r.register("adit_ignored_configuration_keys", "Unknown keys in pushed rules", self.ignored_keys.clone());
+        r.register("adit_streams_cut", "Streams that outlived a grace period", self.streams_cut.clone());
         r.register("adit_task_panics", "Panics that ended one stream each", self.panics.clone());
     }
 
@@ -399,9 +410,10 @@ impl Metrics {
         self.register_success.get_or_create(&RpcLabel { name: RpcName }).inc();
         self.ha_connections.inc();
         let location = LocationLabel { connection_id: connection, edge_location: location.chars().take(64).collect() };
-        self.server_locations.get_or_create(&location).set(1);
+        self.server_locations.get_or_create(&location).inc();
         let label = ConnectionLabel { connection, transport };
-        self.connections.get_or_create(&label).set(1);
+        // Two for a moment, while one replaces the other.
+        self.connections.get_or_create(&label).inc();
         ConnectionGuard { metrics: self.clone(), label, location }
     }
 
@@ -411,12 +423,27 @@ impl Metrics {
         self.ignored_keys.inc_by(ignored_keys as u64);
     }
 
+    /// A connection was replaced while it served.
+    pub fn replaced(&self, why: &'static str) {
+        self.replacements.get_or_create(&WhyLabel { why }).inc();
+    }
+
     /// Local rules were told to the edge, or not.
     pub fn local_rules_told(&self, ok: bool) {
         self.local_config_pushes.inc();
         if !ok {
             self.local_config_push_errors.inc();
         }
+    }
+
+    /// Streams were open when a grace period ended.
+    pub fn cut(&self, streams: usize) {
+        self.streams_cut.inc_by(streams as u64);
+    }
+
+    /// Streams that outlived a grace period so far.
+    pub fn streams_cut(&self) -> u64 {
+        self.streams_cut.get()
     }
 
     /// Takes over the count of panics.
@@ -444,8 +471,12 @@ pub struct ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.metrics.ha_connections.dec();
-        self.metrics.connections.get_or_create(&self.label).set(0);
-        self.metrics.server_locations.get_or_create(&self.location).set(0);
+        self.metrics.connections.get_or_create(&self.label).dec();
+        // The edge chooses the text: a series that nobody is at must not stay.
+        let left = self.metrics.server_locations.get_or_create(&self.location).dec() - 1;
+        if left <= 0 {
+            self.metrics.server_locations.remove(&self.location);
+        }
     }
 }
 

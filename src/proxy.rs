@@ -13,18 +13,20 @@ mod record;
 pub mod routes;
 pub mod socks;
 mod tcp;
+mod websocket;
 
 use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     code::{ADIT_ERROR, Code},
     config::normal_host,
     metrics::Metrics,
     origin::Origin,
-    transport::{Recv, Responder, Transport},
+    transport::{Incoming, Pending, Recv, Responder, Transport},
     wire::{Head, RequestHead, ResponseHead},
 };
 use record::Record;
@@ -44,6 +46,8 @@ pub struct Proxy {
     pub management_hostname: String,
     /// Streams without a rule that are open.
     pub flows: Flows,
+    /// WebSockets that are passed through are closed once it is cancelled.
+    pub draining: CancellationToken,
 }
 
 /// Which connection a stream came over.
@@ -53,6 +57,8 @@ pub struct Via {
     pub connection: u8,
     /// Its transport.
     pub transport: Transport,
+    /// Whether its edge is ours and confirmed adit's own ways.
+    pub own_edge: bool,
 }
 
 /// Serves one stream of the edge to its end.
@@ -105,6 +111,22 @@ async fn request(
     }
 }
 
+/// Answers a stream that came after the grace period; its connection is about to close.
+pub async fn refuse_draining(metrics: &Metrics, pending: Pending) {
+    match pending.read().await {
+        Ok(Incoming::Visitor { head: Head::Request(_), responder, .. }) => {
+            metrics.refused(Code::Draining);
+            // Nobody left to be told is no matter.
+            let _ = responder.respond(refusal(Code::Draining), true).await;
+        }
+        Ok(Incoming::Visitor { head: Head::Tcp(_), responder, .. } | Incoming::Configure { responder, .. }) => {
+            responder.fail("the connector is stopping", false).await;
+        }
+        // Dropped, and so reset.
+        Ok(Incoming::Rpc { .. } | Incoming::Control { .. }) | Err(_) => {}
+    }
+}
+
 /// The headers that say that a stream is a WebSocket now.
 fn say_upgraded(headers: &mut HeaderMap) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -124,10 +146,14 @@ fn accept_websocket(key: &HeaderValue) -> ResponseHead {
 /// Answers with a reason of our own.
 async fn refuse(record: &mut Record<'_>, responder: Responder, code: Code) {
     record.refused(code);
+    if responder.respond(refusal(code), true).await.is_err() {
+        record.visitor_left();
+    }
+}
+
+fn refusal(code: Code) -> ResponseHead {
     let mut head = ResponseHead::new(code.status());
     head.headers.insert(ADIT_ERROR, HeaderValue::from_static(code.as_str()));
     head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-    if responder.respond(head, true).await.is_err() {
-        record.visitor_left();
-    }
+    head
 }

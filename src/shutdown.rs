@@ -1,18 +1,20 @@
 //! Two stages of stopping, and the only way to spawn a task.
 //!
-//! *Drain* asks everybody to finish; *kill* cuts. Every task is spawned through [`Tasks`], so that somebody waits for
+//! *Drain* asks everybody to finish; *kill* cuts. A drain that was begun with [`Tasks::drain_and_stay`] leaves the
+//! process in place, for whoever asked, until [`Tasks::drain`]. Every task is spawned through [`Tasks`], so that somebody waits for
 //! it and a panic inside it becomes a log line and a count instead of silence. Knows nothing of the product.
 
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
 
@@ -22,6 +24,8 @@ pub struct Tasks {
     tracker: TaskTracker,
     attendants: TaskTracker,
     drain: CancellationToken,
+    drained_at: Arc<OnceLock<Instant>>,
+    leave: CancellationToken,
     kill: CancellationToken,
     panics: Arc<AtomicU64>,
 }
@@ -39,6 +43,8 @@ impl Tasks {
             tracker: TaskTracker::new(),
             attendants: TaskTracker::new(),
             drain: CancellationToken::new(),
+            drained_at: Arc::default(),
+            leave: CancellationToken::new(),
             kill: CancellationToken::new(),
             panics: Arc::new(AtomicU64::new(0)),
         }
@@ -72,8 +78,16 @@ impl Tasks {
         tokio::spawn(tracker.track_future(guarded.instrument(Span::current())));
     }
 
-    /// Asks every task to finish. Idempotent.
+    /// Asks every task to finish, and the process to end once they have. Idempotent.
     pub fn drain(&self) {
+        self.drain_and_stay();
+        self.leave.cancel();
+    }
+
+    /// Asks every task to finish; the process stays until [`Tasks::drain`]. Idempotent.
+    pub fn drain_and_stay(&self) {
+        // First the moment, so that nobody sees a drain that has none.
+        self.drained_at.get_or_init(Instant::now);
         self.drain.cancel();
     }
 
@@ -82,9 +96,19 @@ impl Tasks {
         self.drain.clone()
     }
 
+    /// When the drain began; every grace period counts from there, whoever learns of it when.
+    pub fn drained_at(&self) -> Option<Instant> {
+        self.drained_at.get().copied()
+    }
+
+    /// Completes once the process is to end: [`Tasks::drain`], not [`Tasks::drain_and_stay`].
+    pub fn leaving(&self) -> CancellationToken {
+        self.leave.clone()
+    }
+
     /// Cuts every task at its next await. Implies drain.
     pub fn kill(&self) {
-        self.drain.cancel();
+        self.drain();
         self.kill.cancel();
     }
 
@@ -154,10 +178,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_attendant_does_not_hold_up_the_end() {
         let tasks = Tasks::new();
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         tasks.attend(std::future::pending());
         assert!(tasks.finish(Duration::from_secs(30)).await);
         assert_eq!(started.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_stays_counts_from_its_own_beginning_and_leaves_only_when_asked() {
+        let tasks = Tasks::new();
+        assert_eq!(tasks.drained_at(), None);
+        tasks.drain_and_stay();
+        let began = Instant::now();
+        assert!(tasks.draining().is_cancelled() && !tasks.leaving().is_cancelled());
+        tokio::time::advance(Duration::from_secs(3)).await;
+        tasks.drain();
+        assert!(tasks.leaving().is_cancelled());
+        assert_eq!(tasks.drained_at(), Some(began));
     }
 
     #[tokio::test]

@@ -3,7 +3,9 @@
 //! A stream goes through types: [`Pending`] (announced, nothing read), [`Incoming`] (head understood), then its
 //! [`Responder`] is consumed by the answer and leaves a [`stream::Send`]. Knows no rule and no service.
 
+mod framed;
 pub mod http2;
+pub mod pulse;
 pub mod quic;
 pub mod stream;
 
@@ -67,7 +69,12 @@ pub enum Error {
         what: &'static str,
         /// How long.
         limit: Duration,
+        /// Whether the edge had answered anything: a slow path, not a dead one.
+        heard: bool,
     },
+    /// Nothing came for a long time on an established connection.
+    #[error("nothing was heard for too long")]
+    Silent,
     /// The edge closed the connection in good order.
     #[error("the edge closed the connection")]
     Closed,
@@ -121,6 +128,50 @@ impl Session {
         }
     }
 
+    /// STREAM frames sent so far: while the number grows, an answer is still on its way although its stream's task may
+    /// have ended. Over HTTP/2 [`Session::say_goodbye`] tells that instead.
+    pub fn stream_frames(&self) -> u64 {
+        match self {
+            Self::Quic(session) => session.connection().stats().frame_tx.stream,
+            Self::Http2(_) => 0,
+        }
+    }
+
+    /// Takes nothing new: GOAWAY, after which [`Session::accept`] ends when every stream has been sent whole. QUIC has
+    /// no such thing, and this returns `false`.
+    pub fn say_goodbye(&mut self) -> bool {
+        match self {
+            Self::Quic(_) => false,
+            Self::Http2(session) => {
+                session.say_goodbye();
+                true
+            }
+        }
+    }
+
+    /// Completes when a connection that nobody accepts streams from has ended. HTTP/2 is not driven meanwhile: never.
+    pub async fn ended(&self) -> Error {
+        match self {
+            Self::Quic(session) => session.connection().closed().await.into(),
+            Self::Http2(_) => std::future::pending().await,
+        }
+    }
+
+    /// Feels whether the connection is alive; on HTTP/2 only the first one sends PINGs.
+    pub fn pulse(&mut self) -> pulse::Pulse {
+        match self {
+            Self::Quic(session) => session.pulse(),
+            Self::Http2(session) => session.pulse(),
+        }
+    }
+
+    /// Edge and connector agreed on framed bodies, which only QUIC needs.
+    pub fn agree_on_framing(&mut self) {
+        if let Self::Quic(session) = self {
+            session.agree_on_framing();
+        }
+    }
+
     /// Closes the connection, whatever is on it.
     pub async fn close(self) {
         match self {
@@ -134,7 +185,7 @@ impl Session {
 #[derive(Debug)]
 pub enum Pending {
     /// Its head is still to come.
-    Quic((quinn::SendStream, quinn::RecvStream)),
+    Quic(quic::Announced),
     /// Its head came with it.
     Http2(http2::Announced),
 }
@@ -183,7 +234,7 @@ impl Pending {
     /// When the stream makes no sense; it has been answered or reset already, and the reason is for the log.
     pub async fn read(self) -> Result<Incoming, HeadError> {
         match self {
-            Self::Quic((send, recv)) => quic::read_head(send, recv).await,
+            Self::Quic(announced) => announced.read_head().await,
             Self::Http2(announced) => announced.into_incoming(),
         }
     }

@@ -4,6 +4,7 @@
 
 pub mod calls;
 pub mod connect;
+pub mod framing;
 pub mod headers;
 pub mod hop;
 pub mod registration;
@@ -12,7 +13,7 @@ pub mod schema;
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 
 /// Server name of a QUIC connection to an edge (protocol.md §3.1).
 pub const QUIC_SERVER_NAME: &str = "quic.cftunnel.com";
@@ -87,6 +88,13 @@ impl ResponseHead {
     pub fn new(status: StatusCode) -> Self {
         Self { status, headers: HeaderMap::new() }
     }
+
+    /// Whether a body of this answer is worth frames (see [`framing`]). In HTTP/1.1 a body of a known length has no
+    /// trailers; in HTTP/2 it may, but hardly anybody sends them unannounced, and downloads stay bare.
+    pub fn can_have_trailers(&self) -> bool {
+        self.status != StatusCode::SWITCHING_PROTOCOLS
+            && (!self.headers.contains_key(header::CONTENT_LENGTH) || self.headers.contains_key(header::TRAILER))
+    }
 }
 
 /// A stream whose head cannot be understood. Costs its stream, never the connection.
@@ -119,6 +127,9 @@ pub enum Error {
     /// More headers than anybody sends.
     #[error("more than {} headers", connect::MAX_HEADERS)]
     TooManyHeaders,
+    /// A framed body where none was agreed on: its frames would be read as the body (see [`framing`]).
+    #[error("a framed body that was not agreed on")]
+    Framing,
 }
 
 /// Percent-encodes what a request line must not hold (protocol.md §15.2 item 7), leaves everything else alone.

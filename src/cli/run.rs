@@ -105,6 +105,7 @@ fn log_options(config: &Config) -> LogOptions {
 /// One thread does the work of small machines cheapest: no request wakes another thread. More cores get more threads,
 /// half of them at most, since the service beside us needs the others.
 pub(super) fn with_runtime(workers: Option<usize>, work: impl Future<Output = Outcome>) -> Outcome {
+    raise_file_limit();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = workers.unwrap_or(cores / 2).clamp(1, 64).min(if workers.is_some() { 64 } else { 4 });
     let runtime = if workers == 1 {
@@ -121,6 +122,18 @@ pub(super) fn with_runtime(workers: Option<usize>, work: impl Future<Output = Ou
         Err(error) => {
             complain(&format!("cannot start: {error}"));
             Outcome::Failed
+        }
+    }
+}
+
+/// A stream is a socket on either side; the usual soft limit of 1,024 is for programs that use `select`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
         }
     }
 }

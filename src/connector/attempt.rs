@@ -1,29 +1,40 @@
-//! One attempt to get a registered connection: QUIC first, HTTP/2 a moment later if the configuration allows both.
+//! One attempt to get a registered connection: the better transport first, the other a moment later if both are allowed.
 //!
-//! A transport is proven by a registration alone. HTTP/2 starts dialling when QUIC has not registered after 300 ms,
-//! and registers if QUIC still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
+//! A transport is proven by a registration alone. The second starts dialling when the first has not registered after
+//! 300 ms, and registers if the first still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use uuid::Uuid;
 
-use super::{Shared, discovery, transports};
+use super::{Shared, discovery, discovery::EdgeSource};
 use crate::{
-    config::Protocol,
     telemetry::Chain,
     transport::{
         self, Incoming, Pending, Session, Transport, http2::Http2Session, quic::QuicOptions, quic::QuicSession,
     },
-    wire::registration::{self, Control, Registered, Registration, RegistrationError},
+    wire::{
+        framing::FEATURE,
+        registration::{self, Control, Registered, Registration, RegistrationError},
+    },
 };
 
-/// When HTTP/2 starts dialling.
+/// When the second transport starts dialling.
 const SECOND_DIALS: Duration = Duration::from_millis(300);
 /// When it registers, after that.
 const SECOND_REGISTERS: Duration = Duration::from_millis(700);
 /// Bound on dial and handshake; doubled while attempts time out, since a slow path is not a dead one.
 const FIRST_LIMIT: Duration = Duration::from_secs(2);
 const LAST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a QUIC connection must stay alive before it may replace one over HTTP/2: three keep-alives.
+const PROBATION: Duration = Duration::from_secs(3);
 /// Streams that may wait for the registration on HTTP/2.
 const MOST_EARLY: usize = 64;
 
@@ -32,7 +43,7 @@ const MOST_EARLY: usize = 64;
 pub(super) enum Fault {
     /// The edge is not found.
     #[error("{0}")]
-    Discovery(#[from] discovery::Error),
+    Discovery(Arc<discovery::Error>),
     /// Dialling, or a connection that ended.
     #[error("{transport} to {edge}: {error}")]
     Transport {
@@ -57,47 +68,84 @@ pub(super) struct Live {
     pub(super) early: Vec<Pending>,
 }
 
-/// What one connection index remembers from attempt to attempt.
-pub(super) struct Keeper {
+/// How the connections of one index are dialled, and what is remembered from attempt to attempt.
+pub(super) struct Dialler {
     index: u8,
-    protocol: Protocol,
     quic: QuicOptions,
     limit: Duration,
-    failed: Option<SocketAddr>,
+    asking: Arc<AtomicU8>,
 }
 
-impl Keeper {
-    pub(super) fn new(index: u8, protocol: Protocol, quic: QuicOptions) -> Self {
-        Self { index, protocol, quic, limit: FIRST_LIMIT, failed: None }
+/// A registration whose answer is awaited. The edge may have taken the connection already.
+struct Asking<'a>(&'a AtomicU8);
+
+impl<'a> Asking<'a> {
+    fn begin(asking: &'a AtomicU8) -> Self {
+        asking.fetch_add(1, Ordering::Relaxed);
+        Self(asking)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Dialler {
+    pub(super) fn new(index: u8, quic: QuicOptions) -> Self {
+        Self { index, quic, limit: FIRST_LIMIT, asking: Arc::default() }
     }
 
-    /// One attempt over every transport allowed.
-    pub(super) async fn connect(&mut self, shared: &Arc<Shared>, attempts: u8) -> Result<Live, Fault> {
-        let edge = shared.addresses.assign(self.index, self.failed.take()).await?;
-        let outcome = match transports(self.protocol) {
+    /// How many registrations of the attempt under way wait for their answer.
+    pub(super) fn asking(&self) -> Arc<AtomicU8> {
+        self.asking.clone()
+    }
+
+    /// One attempt at `edge` over every transport allowed, the better one first.
+    pub(super) async fn connect(
+        &mut self,
+        shared: &Arc<Shared>,
+        edge: SocketAddr,
+        attempts: u8,
+    ) -> Result<Live, Fault> {
+        let outcome = match shared.choice.order(edge) {
             [first, second] => self.race(shared, edge, attempts, *first, *second).await,
             [only] => self.over(shared, edge, attempts, *only, std::future::ready(())).await,
-            _ => return Err(Fault::Discovery(discovery::Error::Given("no transport is allowed".into()))),
+            _ => unreachable!("one or two transports"),
         };
-        match &outcome {
+        self.learn(shared, &outcome);
+        outcome
+    }
+
+    /// Dials QUIC beside a connection over HTTP/2, sees whether it stays alive, and only then registers.
+    pub(super) async fn prove_quic(&mut self, shared: &Arc<Shared>, edge: SocketAddr) -> Result<Live, Fault> {
+        let outcome = async {
+            let mut session = self.dial(shared, edge, Transport::Quic).await?;
+            prove(&mut session).await.map_err(|error| Fault::Transport { transport: Transport::Quic, edge, error })?;
+            let _asking = Asking::begin(&self.asking);
+            register(shared, self.index, 0, session).await
+        };
+        let outcome = outcome.await;
+        self.learn(shared, &outcome);
+        outcome
+    }
+
+    fn learn(&mut self, shared: &Shared, outcome: &Result<Live, Fault>) {
+        match outcome {
             Ok(live) => {
                 self.limit = FIRST_LIMIT;
                 if let Session::Quic(session) = &live.session {
                     self.quic.port = session.local_port();
                 }
             }
-            Err(Fault::Transport { error: transport::Error::TimedOut { .. }, .. }) => {
+            // Only a slow path gets more time: after a dead one the next dial must start soon after its return.
+            Err(Fault::Transport { error: transport::Error::TimedOut { heard: true, .. }, .. }) => {
                 self.limit = (self.limit * 2).min(LAST_LIMIT);
-                self.failed = Some(edge);
             }
-            Err(Fault::Registration(error)) => {
-                let duplicate = matches!(error, RegistrationError::Refused { cause, .. } if cause == "EDUPCONN");
-                shared.metrics.register_failed(duplicate);
-                self.failed = duplicate.then_some(edge);
-            }
-            Err(_) => self.failed = Some(edge),
+            Err(Fault::Registration(error)) => shared.metrics.register_failed(error.is_duplicate()),
+            Err(_) => {}
         }
-        outcome
     }
 
     async fn race(
@@ -138,8 +186,10 @@ impl Keeper {
                 },
                 outcome = &mut second_attempt, if second_fault.is_none() => match outcome {
                     Ok(live) => {
-                        let reason = first_fault.map_or_else(|| "no registration in time".into(), |f| Chain(&f).to_string());
-                        tracing::warn!(index = self.index, transport = %second, reason, "fell back");
+                        if first == Transport::Quic {
+                            let why = first_fault.map_or_else(|| "no registration in time".into(), |f| Chain(&f).to_string());
+                            shared.choice.leave_quic(edge, &why);
+                        }
                         return Ok(live);
                     }
                     Err(fault) => second_fault = Some(fault),
@@ -162,9 +212,15 @@ impl Keeper {
         transport: Transport,
         may_register: impl Future<Output = ()>,
     ) -> Result<Live, Fault> {
+        let session = self.dial(shared, edge, transport).await?;
+        may_register.await;
+        let _asking = Asking::begin(&self.asking);
+        register(shared, self.index, attempts, session).await
+    }
+
+    async fn dial(&self, shared: &Shared, edge: SocketAddr, transport: Transport) -> Result<Session, Fault> {
         shared.metrics.dialling(self.index, transport.as_str());
         let tls = &shared.config.tls;
-        let fault = |error| Fault::Transport { transport, edge, error };
         let session = match transport {
             Transport::Quic => {
                 QuicSession::dial(edge, tls.quic.clone(), &self.quic, self.limit).await.map(Session::Quic)
@@ -173,10 +229,19 @@ impl Keeper {
                 .await
                 .map(|session| Session::Http2(Box::new(session))),
         };
-        let session = session.map_err(fault)?;
-        may_register.await;
-        register(shared, self.index, attempts, session).await
+        session.map_err(|error| Fault::Transport { transport, edge, error })
     }
+}
+
+/// Sees a connection through its probation: it must not end, and something must be heard.
+async fn prove(session: &mut Session) -> Result<(), transport::Error> {
+    let mut pulse = session.pulse();
+    pulse.beat();
+    if let Ok(ended) = tokio::time::timeout(PROBATION, session.ended()).await {
+        return Err(ended);
+    }
+    let silent = transport::Error::TimedOut { what: "sign of life", limit: PROBATION, heard: true };
+    if pulse.beat() { Ok(()) } else { Err(silent) }
 }
 
 /// Registers a fresh connection.
@@ -184,6 +249,7 @@ async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session
     let (transport, edge) = (session.transport(), session.remote());
     let fault = |error| Fault::Transport { transport, edge, error };
     let registration = registration(shared, index, attempts, &session);
+    let offered = registration.offers_own();
     let limit = shared.config.rpc_timeout;
     let mut early = Vec::new();
     let (send, recv) = match &mut session {
@@ -198,7 +264,7 @@ async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session
                     }
                 }
             };
-            let timed_out = || fault(transport::Error::TimedOut { what: "control stream", limit });
+            let timed_out = || fault(transport::Error::TimedOut { what: "control stream", limit, heard: true });
             tokio::time::timeout(limit, control).await.unwrap_or_else(|_| Err(timed_out()))?
         }
     };
@@ -218,7 +284,16 @@ async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session
         }
     };
     match outcome {
-        Ok((registered, control)) => Ok(Live { session, registered, control, early }),
+        Ok((mut registered, control)) => {
+            if !offered {
+                // Nobody can confirm what was not offered.
+                registered.features.retain(|feature| feature != FEATURE);
+            }
+            if registered.confirms_own() {
+                session.agree_on_framing();
+            }
+            Ok(Live { session, registered, control, early })
+        }
         Err(error) => {
             // The socket must not stay: an edge cannot tell a refused connector from a silent one.
             session.close().await;
@@ -235,7 +310,7 @@ fn registration(shared: &Shared, index: u8, attempts: u8, session: &Session) -> 
         tunnel: token.tunnel,
         index,
         connector: Uuid::from_bytes(*shared.connector.as_bytes()),
-        features: features(&shared.config.features, shared.config.post_quantum),
+        features: features(&shared.config.features, shared.config.post_quantum, is_given(&shared.config.edge)),
         version: env!("CARGO_PKG_VERSION").into(),
         arch: arch(),
         local_ip: session.origin_local_ip(),
@@ -243,8 +318,13 @@ fn registration(shared: &Shared, index: u8, attempts: u8, session: &Session) -> 
     }
 }
 
-/// Feature strings (protocol.md §5.1).
-fn features(wanted: &[String], post_quantum: bool) -> Vec<String> {
+/// Whether an edge was named by the operator. An edge that was found is never told that adit has ways of its own.
+fn is_given(edge: &EdgeSource) -> bool {
+    matches!(edge, EdgeSource::Given(_))
+}
+
+/// Feature strings (protocol.md §5.1), and our own towards an edge that was given by name.
+fn features(wanted: &[String], post_quantum: bool, given: bool) -> Vec<String> {
     const USUAL: [&str; 5] =
         ["allow_remote_config", "serialized_headers", "support_datagram_v2", "support_quic_eof", "management_logs"];
     const OBSOLETE: [&str; 3] = ["support_datagram_v3", "support_datagram_v3_1", "support_datagram_v3_2"];
@@ -254,9 +334,12 @@ fn features(wanted: &[String], post_quantum: bool) -> Vec<String> {
     }
     for feature in wanted {
         // Datagrams of version 3 are not built, and saying so would make the edge send nothing else.
-        if !OBSOLETE.contains(&feature.as_str()) && !features.contains(feature) {
+        if !OBSOLETE.contains(&feature.as_str()) && feature != FEATURE && !features.contains(feature) {
             features.push(feature.clone());
         }
+    }
+    if given {
+        features.push(FEATURE.into());
     }
     features
 }
@@ -278,10 +361,9 @@ mod tests {
 
     #[test]
     fn features_are_the_usual_ones_then_the_wanted_without_repeats_or_obsolete_ones() {
-        let wanted = ["x", "support_datagram_v3_1", "serialized_headers", "x"].map(str::to_owned);
-        let features = features(&wanted, true);
+        let wanted = ["x", "support_datagram_v3_1", "serialized_headers", FEATURE, "x"].map(str::to_owned);
         assert_eq!(
-            features,
+            features(&wanted, true, false),
             [
                 "allow_remote_config",
                 "serialized_headers",
@@ -292,5 +374,14 @@ mod tests {
                 "x"
             ]
         );
+    }
+
+    #[test]
+    fn only_an_edge_given_by_name_is_offered_our_own_ways() {
+        let found = EdgeSource::Discover { region: None, family: crate::config::IpVersion::V4, servers: None };
+        for (edge, offered) in [(EdgeSource::Given(vec!["edge".into()]), true), (found, false)] {
+            let features = features(&[FEATURE.into()], false, is_given(&edge));
+            assert_eq!(features.contains(&FEATURE.into()), offered, "{edge:?}");
+        }
     }
 }

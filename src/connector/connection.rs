@@ -1,14 +1,19 @@
 //! One registered connection: serve its streams, unregister when drained, end when the edge closes it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::Instant};
-use tokio_util::{future::FutureExt, task::TaskTracker};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::{future::FutureExt, sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ConnectionState, Shared,
     attempt::{Fault, Live},
+    drain,
+    liveness::{BEAT, Liveness, Look, Trouble},
 };
 use crate::{
     proxy::{self, Via},
@@ -19,15 +24,21 @@ use crate::{
     },
 };
 
-/// After the edge answered the unregistration, a connection that is idle for this long is closed by us.
-const IDLE_AFTER_UNREGISTER: Duration = Duration::from_secs(2);
 /// Largest configuration accepted over HTTP/2.
 const MOST_CONFIGURATION: usize = 8 << 20;
 
+/// What a connection and its keeper tell each other.
+pub(super) struct Line {
+    /// Another connection took this one's place: unregister and finish.
+    pub(super) retire: CancellationToken,
+    /// What is wrong with it.
+    pub(super) trouble: watch::Sender<Option<Trouble>>,
+}
+
 /// Serves until the connection ends, and says why it did.
-pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault {
+pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Line) -> Fault {
     let Live { mut session, registered, control, early } = live;
-    let via = Via { connection: index, transport: session.transport() };
+    let via = Via { connection: index, transport: session.transport(), own_edge: registered.confirms_own() };
     let edge = session.remote();
     tracing::info!(
         index, connection = %registered.connection, %edge, transport = %via.transport,
@@ -40,9 +51,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault 
         location: registered.location.clone(),
         id: registered.connection,
         since: Instant::now(),
+        why_not_quic: shared.choice.why_not_quic(edge).filter(|_| via.transport == transport::Transport::Http2),
         unregistered: false,
     };
-    shared.status.send_modify(|status| status.set(index, Some(state)));
+    shared.status.send_modify(|status| status.registered(index, state));
     let control = Arc::new(control);
     if index == 0 && !registered.remotely_managed {
         tell_local_rules(shared, &control);
@@ -63,7 +75,16 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault 
         std::future::pending::<()>().await;
     };
     let mut datagrams = std::pin::pin!(datagrams);
+    let mut liveness = Liveness::new(session.pulse(), edge, shared.config.quic.bind.is_some());
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let draining = shared.tasks.draining();
+    let mut ending = std::pin::pin!(async {
+        tokio::select! {
+            () = draining.cancelled() => {}
+            () = line.retire.cancelled() => {}
+        }
+    });
     let error = loop {
         tokio::select! {
             pending = session.accept() => match pending {
@@ -77,55 +98,28 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live) -> Fault 
             },
             () = control.closed() => break transport::Error::Closed,
             () = &mut datagrams => {}
-            () = draining.cancelled() => {
-                shared.status.send_modify(|status| status.unregistered(index));
-                drain(shared, via, &mut session, &control, &streams).await;
+            _ = beat.tick() => match liveness.look() {
+                Look::Alive(trouble) => {
+                    line.trouble.send_if_modified(|before| std::mem::replace(before, trouble) != trouble);
+                }
+                Look::Dead => break transport::Error::Silent,
+            },
+            () = ending.as_mut() => {
+                shared.status.send_modify(|status| status.unregistered(index, registered.connection));
+                let cut = drain::drain(shared, via, &mut session, control.clone(), &streams, &mut liveness).await;
+                if cut > 0 && shared.grace_is_over() {
+                    tracing::warn!(index, streams = cut, "the grace period is over: open streams are cut");
+                    shared.metrics.cut(cut);
+                }
                 break transport::Error::Closed;
             }
         }
     };
-    shared.status.send_modify(|status| status.set(index, None));
+    shared.status.send_modify(|status| status.ended(index, registered.connection));
     drop(control);
     session.close().await;
     tracing::info!(index, %edge, reason = %error, "connection ended");
     Fault::Transport { transport: via.transport, edge, error }
-}
-
-/// Unregisters, then serves what still arrives until the edge closes the connection, it is idle, or the grace is over.
-async fn drain(shared: &Arc<Shared>, via: Via, session: &mut Session, control: &Arc<Control>, streams: &TaskTracker) {
-    let grace = shared.config.grace;
-    let (told, mut answered) = oneshot::channel::<()>();
-    let control = control.clone();
-    shared.tasks.spawn(async move {
-        match control.unregister(grace.max(Duration::from_secs(1))).await {
-            Ok(()) => tracing::info!(index = via.connection, "unregistered"),
-            Err(error) => tracing::warn!(index = via.connection, error, "could not unregister"),
-        }
-        drop(told);
-    });
-    let deadline = Instant::now() + grace;
-    let mut idle_since: Option<Instant> = None;
-    let mut answer_in = false;
-    loop {
-        let idle = answer_in && streams.is_empty();
-        idle_since = if idle { idle_since.or_else(|| Some(Instant::now())) } else { None };
-        let idle_end = idle_since.map_or(deadline, |since| (since + IDLE_AFTER_UNREGISTER).min(deadline));
-        tokio::select! {
-            pending = session.accept() => match pending {
-                Ok(pending) => start(shared, streams, via, pending),
-                Err(_) => return,
-            },
-            _ = &mut answered, if !answer_in => answer_in = true,
-            () = streams_empty(streams), if answer_in && !idle => {}
-            () = tokio::time::sleep_until(idle_end) => return,
-        }
-    }
-}
-
-async fn streams_empty(streams: &TaskTracker) {
-    streams.close();
-    streams.wait().await;
-    streams.reopen();
 }
 
 fn tell_local_rules(shared: &Arc<Shared>, control: &Arc<Control>) {
@@ -140,7 +134,7 @@ fn tell_local_rules(shared: &Arc<Shared>, control: &Arc<Control>) {
     });
 }
 
-fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pending: Pending) {
+pub(super) fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pending: Pending) {
     let token = streams.token();
     let shared_ = shared.clone();
     shared.tasks.spawn(async move {
@@ -156,9 +150,9 @@ pub(crate) async fn stream(shared: Arc<Shared>, via: Via, pending: Pending) {
             proxy::serve(&shared.proxy, via, head, responder, recv).await;
         }
         Ok(Incoming::Rpc { recv, send }) => {
-            calls::serve(&shared.rpc, recv, send, shared.pushes.clone()).await;
+            calls::serve(&shared.rpc, recv, send, via.own_edge, shared.pushes.clone()).await;
         }
-        Ok(Incoming::Configure { recv, responder }) => Box::pin(configure(&shared, recv, responder)).await,
+        Ok(Incoming::Configure { recv, responder }) => Box::pin(configure(&shared, via, recv, responder)).await,
         // A second control stream: dropping it resets it.
         Ok(Incoming::Control { .. }) => shared.metrics.malformed_stream(),
         Err(error) => {
@@ -169,7 +163,7 @@ pub(crate) async fn stream(shared: Arc<Shared>, via: Via, pending: Pending) {
 }
 
 /// A configuration over HTTP/2 (protocol.md §6.7). Our answer carries the reasons as text where the peer has `{}`.
-async fn configure(shared: &Shared, mut recv: Recv, responder: Responder) {
+async fn configure(shared: &Shared, via: Via, mut recv: Recv, responder: Responder) {
     let mut body = Vec::new();
     loop {
         match recv.chunk().timeout(calls::CALL_LIMIT).await {
@@ -182,7 +176,8 @@ async fn configure(shared: &Shared, mut recv: Recv, responder: Responder) {
         return responder.fail("not a configuration", false).await;
     };
     let (reply, answer) = oneshot::channel();
-    if shared.pushes.send(Push { version, config, reply }).await.is_err() {
+    let push = Push { version, config, own_edge: via.own_edge, reply };
+    if shared.pushes.send(push).await.is_err() {
         return responder.fail("the connector is stopping", false).await;
     }
     let Ok(applied) = answer.await else {
@@ -217,7 +212,7 @@ mod tests {
             size_of::<F>()
         }
         let size = size(stream);
-        // 4.3 KiB measured; a thousand idle WebSockets cost four megabytes of futures.
+        // 5.8 KiB measured; a thousand idle WebSockets cost six megabytes of futures.
         assert!(size <= 6 << 10, "{size} bytes");
     }
 

@@ -1,12 +1,12 @@
 //! Where the edge is: given addresses, or SRV records of two regions (protocol.md §1).
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use hickory_resolver::{
     TokioResolver,
     config::{NameServerConfig, ResolverConfig},
@@ -16,6 +16,9 @@ use hickory_resolver::{
 
 use crate::{config::IpVersion, wire::EDGE_PORT};
 
+/// How long the system's resolver may take. It goes on in a thread of its own; a fresh look-up has better chances when
+/// the network is back.
+const GIVEN_LIMIT: Duration = Duration::from_secs(3);
 /// How long the DNS-over-TLS fallback may take (§1.1).
 const FALLBACK_LIMIT: Duration = Duration::from_secs(15);
 /// The fallback's server and the name its certificate must have.
@@ -71,115 +74,75 @@ pub fn srv_name(region: Option<&str>) -> String {
     }
 }
 
-/// Hands out addresses to connections, spread over both regions.
+impl EdgeSource {
+    /// Whether asking again may give another answer, without anything having failed.
+    pub(super) fn names(&self) -> bool {
+        match self {
+            Self::Given(given) => given.iter().any(|entry| host_and_port(entry).0.parse::<IpAddr>().is_err()),
+            // Discovered addresses are asked for anew when one fails (protocol.md §1).
+            Self::Discover { .. } => false,
+        }
+    }
+}
+
+/// What a look-up found.
 #[derive(Debug)]
-pub struct Addresses {
-    source: EdgeSource,
-    known: Mutex<Known>,
+pub(super) struct Found {
+    /// By region; addresses given with `--edge` are spread over both.
+    pub(super) regions: [Vec<SocketAddr>; 2],
+    /// Whether every name was answered. If not, an address that is not here may still be there.
+    pub(super) complete: bool,
 }
 
-#[derive(Debug, Default)]
-struct Known {
-    regions: [Vec<SocketAddr>; 2],
-    taken: HashMap<u8, SocketAddr>,
-}
-
-impl Addresses {
-    /// Nothing is looked up yet.
-    pub fn new(source: EdgeSource) -> Self {
-        Self { source, known: Mutex::default() }
-    }
-
-    /// The address of a connection: the one it has, or a new one. `failed` is not given again while there is another.
-    ///
-    /// Addresses are looked up anew for every connection that needs one; the last good ones are used when that fails.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`], when nothing is known.
-    pub async fn assign(&self, index: u8, failed: Option<SocketAddr>) -> Result<SocketAddr, Error> {
-        if failed.is_none()
-            && let Some(address) = self.lock().taken.get(&index)
-        {
-            return Ok(*address);
+/// The addresses of an edge.
+///
+/// # Errors
+///
+/// [`Error`], when there is none.
+pub(super) async fn look_up(source: &EdgeSource) -> Result<Found, Error> {
+    match source {
+        EdgeSource::Given(given) => resolve_given(given).await,
+        EdgeSource::Discover { region, family, servers } => {
+            let resolver = match servers {
+                Some(servers) => asking(servers),
+                None => TokioResolver::builder_tokio().and_then(|builder| builder.build()),
+            };
+            let regions = discover(resolver.map_err(|error| error.to_string()), region.as_deref(), *family).await?;
+            Ok(Found { regions, complete: true })
         }
-        match self.resolve().await {
-            Ok(regions) => self.lock().regions = regions,
-            Err(error) => {
-                if self.lock().regions.iter().all(Vec::is_empty) {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "edge addresses cannot be looked up, using the last ones");
-            }
-        }
-        Ok(self.lock().choose(index, failed))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn resolve(&self) -> Result<[Vec<SocketAddr>; 2], Error> {
-        match &self.source {
-            EdgeSource::Given(given) => resolve_given(given).await,
-            EdgeSource::Discover { region, family, servers } => {
-                let resolver = match servers {
-                    Some(servers) => asking(servers),
-                    None => TokioResolver::builder_tokio().and_then(|builder| builder.build()),
-                };
-                discover(resolver.map_err(|error| error.to_string()), region.as_deref(), *family).await
-            }
-        }
-    }
-}
-
-impl Known {
-    /// The least used address of the region with fewer connections; at random among equals.
-    fn choose(&mut self, index: u8, failed: Option<SocketAddr>) -> SocketAddr {
-        self.taken.remove(&index);
-        let load = |address: &SocketAddr| self.taken.values().filter(|taken| *taken == address).count();
-        let by_region = |region: &Vec<SocketAddr>| region.iter().map(load).sum::<usize>();
-        let mut candidates: Vec<_> = self
-            .regions
-            .iter()
-            .flat_map(|region| region.iter().map(move |address| (region, *address)))
-            .map(|(region, address)| {
-                let again = failed == Some(address);
-                (again, load(&address), by_region(region), rand::random::<u16>(), address)
-            })
-            .collect();
-        candidates.sort_unstable();
-        let address = candidates.first().map_or_else(
-            || SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), EDGE_PORT),
-            |candidate| candidate.4,
-        );
-        self.taken.insert(index, address);
-        address
     }
 }
 
 /// Every address of every entry; entries alternate between the regions, and so do the addresses of a single one.
-async fn resolve_given(given: &[String]) -> Result<[Vec<SocketAddr>; 2], Error> {
-    let mut regions = [Vec::new(), Vec::new()];
+async fn resolve_given(given: &[String]) -> Result<Found, Error> {
+    let look_ups = given.iter().map(|entry| async move {
+        let found = tokio::net::lookup_host(host_and_port(entry));
+        match tokio::time::timeout(GIVEN_LIMIT, found).await {
+            Ok(Ok(found)) => Ok(found.collect::<Vec<_>>()),
+            Ok(Err(error)) => Err(format!("{entry}: {error}")),
+            Err(_) => Err(format!("{entry}: no answer within {GIVEN_LIMIT:?}")),
+        }
+    });
+    let mut found = Found { regions: Default::default(), complete: true };
     let mut failures = Vec::new();
-    for (at, entry) in given.iter().enumerate() {
-        let (host, port) = host_and_port(entry);
-        match tokio::net::lookup_host((host, port)).await {
-            Ok(found) => {
-                for (n, address) in found.enumerate() {
+    for (at, outcome) in join_all(look_ups).await.into_iter().enumerate() {
+        match outcome {
+            Ok(addresses) => {
+                for (n, address) in addresses.into_iter().enumerate() {
                     let region = if given.len() == 1 { n % 2 } else { at % 2 };
-                    if !regions.iter().flatten().any(|known| *known == address) {
-                        regions[region].push(address);
+                    if !found.regions.iter().flatten().any(|known| *known == address) {
+                        found.regions[region].push(address);
                     }
                 }
             }
-            Err(error) => failures.push(format!("{entry}: {error}")),
+            Err(failure) => failures.push(failure),
         }
     }
-    if regions.iter().all(Vec::is_empty) {
+    if found.regions.iter().all(Vec::is_empty) {
         return Err(Error::Given(failures.join("; ")));
     }
-    Ok(regions)
+    found.complete = failures.is_empty();
+    Ok(found)
 }
 
 /// `host`, `host:port`, `ip`, `ip:port`, `[ip6]`, `[ip6]:port`, `ip6`.
@@ -293,39 +256,6 @@ async fn lookup_srv(resolver: &TokioResolver, name: &str) -> Result<Vec<(String,
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn known(first: &[&str], second: &[&str]) -> Known {
-        let parse = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        Known { regions: [parse(first), parse(second)], taken: HashMap::new() }
-    }
-
-    #[test]
-    fn four_connections_end_up_two_and_two() {
-        let mut known = known(&["1.0.0.1:1", "1.0.0.2:1", "1.0.0.3:1"], &["2.0.0.1:1", "2.0.0.2:1"]);
-        for index in 0..4 {
-            known.choose(index, None);
-        }
-        let first = known.taken.values().filter(|a| known.regions[0].contains(a)).count();
-        let distinct: std::collections::HashSet<_> = known.taken.values().collect();
-        assert_eq!((first, distinct.len()), (2, 4));
-    }
-
-    #[test]
-    fn one_address_gets_all_connections() {
-        let mut known = known(&["1.0.0.1:1"], &[]);
-        for index in 0..4 {
-            assert_eq!(known.choose(index, None), "1.0.0.1:1".parse().unwrap());
-        }
-    }
-
-    #[test]
-    fn a_failed_address_is_left_while_there_is_another() {
-        let mut known = known(&["1.0.0.1:1"], &["2.0.0.1:1"]);
-        let failed = known.choose(0, None);
-        for _ in 0..20 {
-            assert_ne!(known.choose(0, Some(failed)), failed);
-        }
-    }
 
     #[test]
     fn an_entry_without_a_port_means_7844() {

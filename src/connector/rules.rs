@@ -39,7 +39,7 @@ impl Rules {
             loop {
                 tokio::select! {
                     push = queue.recv() => match push {
-                        Some(Push { version, config, reply }) => {
+                        Some(Push { version, config, reply, .. }) => {
                             let _ = reply.send(self.apply(version, &config));
                         }
                         None => return,

@@ -1,6 +1,6 @@
 //! What the connections are doing, for `/ready`, `/diag/tunnel` and the status page.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -20,6 +20,8 @@ pub struct ConnectionState {
     pub id: Uuid,
     /// Since when.
     pub since: Instant,
+    /// Why it does not run over QUIC although it might.
+    pub why_not_quic: Option<Arc<str>>,
     /// It told the edge to send nothing new.
     pub unregistered: bool,
 }
@@ -32,19 +34,34 @@ pub struct Status {
 }
 
 impl Status {
-    pub(super) fn new(count: u8) -> Self {
-        Self { connections: vec![None; usize::from(count)] }
+    pub(super) fn new(count: usize) -> Self {
+        Self { connections: vec![None; count] }
     }
 
-    pub(super) fn set(&mut self, index: u8, state: Option<ConnectionState>) {
-        if let Some(slot) = self.connections.get_mut(usize::from(index)) {
-            *slot = state;
+    /// A connection registered; it takes the place of the one before it.
+    pub(super) fn registered(&mut self, index: u8, state: ConnectionState) {
+        let index = usize::from(index);
+        if self.connections.len() <= index {
+            self.connections.resize(index + 1, None);
+        }
+        self.connections[index] = Some(state);
+    }
+
+    /// A connection told the edge to send nothing new. One that was replaced has no say any more.
+    pub(super) fn unregistered(&mut self, index: u8, id: Uuid) {
+        if let Some(Some(state)) = self.connections.get_mut(usize::from(index))
+            && state.id == id
+        {
+            state.unregistered = true;
         }
     }
 
-    pub(super) fn unregistered(&mut self, index: u8) {
-        if let Some(Some(state)) = self.connections.get_mut(usize::from(index)) {
-            state.unregistered = true;
+    /// A connection ended.
+    pub(super) fn ended(&mut self, index: u8, id: Uuid) {
+        if let Some(slot) = self.connections.get_mut(usize::from(index))
+            && slot.as_ref().is_some_and(|state| state.id == id)
+        {
+            *slot = None;
         }
     }
 

@@ -28,7 +28,10 @@ use super::{
 use crate::{
     metrics::edge::Registering,
     transport::{Recv, Send},
-    wire::registration::{self, EdgeCall, Refusal, Registered, Registration},
+    wire::{
+        framing::FEATURE,
+        registration::{self, EdgeCall, Refusal, Registered, Registration},
+    },
 };
 
 /// A connection that lost its place keeps running requests for this long.
@@ -150,7 +153,8 @@ async fn register(shared: &Arc<Shared>, link: Link, incoming: &mut mpsc::Receive
         connection: Uuid::new_v4(),
         location: shared.location.clone(),
         remotely_managed: tunnel.config.is_some(),
-        features: Vec::new(),
+        // Only to those who offer it: others would not know what it means.
+        features: if session.is_own() { vec![FEATURE.into()] } else { Vec::new() },
     };
     reply.send(Ok(registered)).ok()?;
     tracing::info!(

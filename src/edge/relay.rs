@@ -22,16 +22,39 @@ pub(super) enum Outcome<I> {
     Cut(I),
 }
 
-/// Copies both ways until both have ended. The end of one direction ends it alone: the connector decides about the
-/// other.
-pub(super) async fn splice<I: AsyncRead + AsyncWrite + Unpin>(io: I, mut send: Send, mut recv: Recv) -> Outcome<I> {
+/// What the end of the connector's direction means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Everything ends, as on a WebSocket, or with a connector that knows no half-closed streams.
+    Together,
+    /// It ends alone; the visitor may go on sending.
+    Apart,
+}
+
+/// What became of the connector's direction.
+enum Down {
+    Whole,
+    Cut,
+    Left,
+}
+
+/// Copies both ways. The end of the visitor's direction ends it alone: the connector decides about the other.
+pub(super) async fn splice<I>(io: I, mut send: Send, mut recv: Recv, ends: Ends) -> Outcome<I>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut reader, mut writer) = tokio::io::split(io);
-    let cut = {
+    let down = {
         let up = async {
             let mut buffer = BytesMut::new();
             loop {
                 buffer.reserve(READ);
-                match reader.read_buf(&mut buffer).await {
+                let read = tokio::select! {
+                    read = reader.read_buf(&mut buffer) => read,
+                    // The connector wants no more; it may still be answering.
+                    () = send.stopped() => return,
+                };
+                match read {
                     Ok(0) => {
                         send.finish();
                         return;
@@ -53,23 +76,28 @@ pub(super) async fn splice<I: AsyncRead + AsyncWrite + Unpin>(io: I, mut send: S
                 match recv.chunk().await {
                     Ok(Some(chunk)) => {
                         if writer.write_all(&chunk).await.is_err() {
-                            return false;
+                            return Down::Left;
                         }
                     }
                     Ok(None) => break,
-                    Err(_) => return true,
+                    Err(_) => return Down::Cut,
                 }
             }
             let _ = writer.shutdown().await;
-            false
+            Down::Whole
         };
         let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
         tokio::select! {
-            cut = &mut down => cut,
+            ended = &mut down => {
+                if matches!(ended, Down::Whole) && ends == Ends::Apart {
+                    up.await;
+                }
+                ended
+            }
             () = &mut up => down.await,
         }
     };
-    if cut { Outcome::Cut(reader.unsplit(writer)) } else { Outcome::Ended }
+    if matches!(down, Down::Cut) { Outcome::Cut(reader.unsplit(writer)) } else { Outcome::Ended }
 }
 
 /// Makes the drop of a socket a reset: an end in good order would make half a transfer look whole.

@@ -48,6 +48,7 @@ pub struct Session {
     index: u8,
     version: String,
     secret_hash: [u8; 32],
+    own: bool,
     link: Link,
     in_flight: AtomicUsize,
     idle: Notify,
@@ -112,8 +113,13 @@ pub struct Opened {
 /// An answer on its way.
 #[derive(Debug)]
 pub enum Awaited {
-    /// Over QUIC: the response side of the stream.
-    Quic(quinn::RecvStream),
+    /// Over QUIC.
+    Quic {
+        /// The response side of the stream.
+        recv: quinn::RecvStream,
+        /// Whether the answer may be framed.
+        may_frame: bool,
+    },
     /// Over HTTP/2.
     Http2 {
         /// The response to come.
@@ -132,6 +138,7 @@ impl Session {
             index: registration.index,
             version: registration.version.clone(),
             secret_hash: Sha256::digest(&registration.secret[..]).into(),
+            own: registration.offers_own(),
             link,
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -163,6 +170,11 @@ impl Session {
     /// SHA-256 of the secret it registered with.
     pub fn secret_hash(&self) -> &[u8; 32] {
         &self.secret_hash
+    }
+
+    /// Whether its connector is adit, and the two may have ways of their own: framed bodies, half-closed streams.
+    pub fn is_own(&self) -> bool {
+        self.own
     }
 
     /// How it is connected.
@@ -224,8 +236,16 @@ impl Session {
                     tokio::time::timeout(OPEN_LIMIT, connection.open_bi()).await.map_err(|_| OpenError::NoStream)??;
                 let mut send = Send::quic(send);
                 let ended = matches!(head, Head::Request(RequestHead { websocket: false, body: BodyLength::None, .. }));
-                send.write(connect::encode_request(head), ended).await?;
-                Ok(Opened { send, answer: Awaited::Quic(recv) })
+                let may_frame = self.own && matches!(head, Head::Request(RequestHead { websocket: false, .. }));
+                if may_frame {
+                    send.write(connect::encode_request_of_own(head), ended).await?;
+                    if matches!(head, Head::Request(RequestHead { body: BodyLength::Unknown, .. })) {
+                        send.begin_frames();
+                    }
+                } else {
+                    send.write(connect::encode_request(head), ended).await?;
+                }
+                Ok(Opened { send, answer: Awaited::Quic { recv, may_frame } })
             }
             Link::Http2(sender) => {
                 let (request, websocket, ended) = h2_request(head)?;
@@ -278,7 +298,7 @@ impl Awaited {
     /// [`OpenError`].
     pub async fn answer(self) -> Result<(Answer, Recv), OpenError> {
         match self {
-            Self::Quic(mut recv) => {
+            Self::Quic { mut recv, may_frame } => {
                 let mut collector = connect::Collector::default();
                 loop {
                     let chunk = recv.read_chunk(usize::MAX, true).await.map_err(|error| {
@@ -291,7 +311,17 @@ impl Awaited {
                         return Err(wire::Error::Signature.into());
                     }
                     if let Some((message, rest)) = collector.message()? {
-                        return Ok((connect::decode_response(&message)?, Recv::quic(rest, recv)));
+                        if !may_frame {
+                            return Ok((connect::decode_response(&message)?, Recv::quic(rest, recv)));
+                        }
+                        let (answer, framed) = connect::decode_response_of_own(&message)?;
+                        let recv = match &answer {
+                            _ if framed => Recv::framed(rest, recv),
+                            // It would be framed if there were a body: gRPC visitors want the end with the head.
+                            Answer::Response(head) if head.can_have_trailers() => Recv::ended(),
+                            _ => Recv::quic(rest, recv),
+                        };
+                        return Ok((answer, recv));
                     }
                 }
             }
@@ -338,7 +368,7 @@ fn h2_request(head: &Head) -> Result<(Request<()>, bool, bool), OpenError> {
             *out.uri_mut() = uri;
             let headers = out.headers_mut();
             *headers = request.headers.clone();
-            for name in [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::HOST, header::TE] {
+            for name in [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING, header::HOST] {
                 headers.remove(name);
             }
             if request.websocket {

@@ -72,7 +72,7 @@ impl Body for RequestBody {
             None => {
                 let trailers = pin!(recv.trailers());
                 match std::task::ready!(trailers.poll(cx)) {
-                    Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                    Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(of_visitor(trailers))))),
                     Ok(None) => Poll::Ready(None),
                     Err(error) => Poll::Ready(Some(Err(error))),
                 }
@@ -91,6 +91,15 @@ impl Body for RequestBody {
             Self::Stream { remaining: None, .. } => SizeHint::default(),
         }
     }
+}
+
+/// A visitor's trailers without what only an edge or a connector may say: some services merge trailers into heads.
+fn of_visitor(mut trailers: HeaderMap) -> HeaderMap {
+    let forged: Vec<_> = trailers.keys().filter(|name| name.as_str().starts_with("cf-")).cloned().collect();
+    for name in forged {
+        trailers.remove(name);
+    }
+    trailers
 }
 
 /// An HTTP service.
@@ -432,14 +441,4 @@ impl Driven {
             pool.put(connection, name.clone());
         }
     }
-}
-
-/// Trailers of an answer as they may be passed on: control names are not the service's to set.
-pub fn clean_trailers(mut trailers: HeaderMap) -> HeaderMap {
-    let control: Vec<_> =
-        trailers.keys().filter(|name| crate::wire::headers::is_control(name.as_str())).cloned().collect();
-    for name in control {
-        trailers.remove(name);
-    }
-    trailers
 }

@@ -3,20 +3,15 @@
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 
-use super::{
-    Proxy, Route,
-    pipe::{self, VisitorEnd},
-    record::Record,
-    refuse,
-};
+use super::{Proxy, Route, record::Record, refuse, websocket};
 use crate::{
     code::{ADIT_ERROR, Code},
     origin::{
         Error,
-        http::{HttpOrigin, Reply, ReplyBody, RequestBody, clean_trailers},
+        http::{HttpOrigin, Reply, ReplyBody, RequestBody},
     },
     telemetry::Chain,
-    transport::{Recv, Responder, Send},
+    transport::{Recv, Responder, Send, StreamError},
     wire::{BodyLength, RequestHead, ResponseHead, hop},
 };
 
@@ -78,7 +73,7 @@ pub(super) async fn forward(
             let Some(recv) = kept else { return };
             let send = responder.respond(upgraded(parts.headers), false).await;
             let Ok(send) = send else { return record.visitor_left() };
-            let copied = pipe::both(io, first, send, recv, VisitorEnd::Everything).await;
+            let copied = Box::pin(websocket::pass(io, first, send, recv, &proxy.draining)).await;
             record.sent = copied.down;
             record.received = copied.up;
         }
@@ -100,7 +95,7 @@ async fn failed(record: &mut Record<'_>, responder: Responder, error: &Error) {
 fn visitor_broke(error: &Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
-        if error.is::<crate::transport::StreamError>() {
+        if error.is::<StreamError>() {
             return true;
         }
         cause = error.source();
@@ -186,7 +181,7 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
         };
         let frame = match frame {
             Ok(Some(frame)) => frame,
-            Ok(None) => return send.finish(),
+            Ok(None) => return ended(record, send.end().await),
             Err(error) => {
                 send.reset();
                 return record.cut(Chain(&error));
@@ -205,14 +200,23 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
             }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    return send.finish_with(clean_trailers(trailers));
+                    return ended(record, send.end_with(trailers).await);
                 }
             }
         }
     }
 }
 
-async fn write(send: &mut Send, data: Bytes, last: bool) -> Result<(), crate::transport::StreamError> {
+fn ended(record: &mut Record<'_>, outcome: Result<(), StreamError>) {
+    match outcome {
+        Ok(()) => {}
+        // Trailers that nobody could take.
+        Err(StreamError::Framing(error)) => record.cut(error),
+        Err(_) => record.visitor_left(),
+    }
+}
+
+async fn write(send: &mut Send, data: Bytes, last: bool) -> Result<(), StreamError> {
     if data.is_empty() && !last { Ok(()) } else { send.write(data, last).await }
 }
 
@@ -221,6 +225,7 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
@@ -244,6 +249,7 @@ mod tests {
             tags: vec![(tag.clone(), HeaderValue::from_static("ours"))],
             management_hostname: String::new(),
             flows: crate::proxy::Flows::default(),
+            draining: CancellationToken::new(),
         };
         let mut headers = HeaderMap::new();
         for (name, value) in

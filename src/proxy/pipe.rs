@@ -18,6 +18,9 @@ pub(super) const READ: usize = 16 << 10;
 /// After the visitor's end a service may go on answering; one that says nothing for this long is cut off, since on
 /// the real wire nobody tells that the visitor is gone altogether.
 const HALF_CLOSED_IDLE: Duration = Duration::from_secs(60);
+/// Our own edge tells when a visitor is gone, as far as TCP tells it: an end that closed altogether looks like one that
+/// has only nothing more to say. So a half-closed stream may be silent for this long, and not for ever.
+const APART_IDLE: Duration = Duration::from_secs(600);
 
 /// How many bytes went which way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,13 +31,13 @@ pub(super) struct Copied {
     pub(super) down: u64,
 }
 
-/// Whether the end of the visitor's bytes ends the other direction too.
+/// What the end of one direction means for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum VisitorEnd {
-    /// The service is told and may go on answering.
+pub(super) enum Ends {
+    /// The visitor's end is told to the service, which may go on answering; the service's end is everybody's.
     HalfClose,
-    /// Everything ends, as on a WebSocket whose visitor is gone.
-    Everything,
+    /// Each direction ends alone, the service's too: the edge is ours and knows of it.
+    Apart,
 }
 
 /// How the visitor's direction came to its end.
@@ -42,32 +45,33 @@ pub(super) enum VisitorEnd {
 enum VisitorEnded {
     /// The service may go on.
     Half,
-    /// In good order, and the other direction with it.
-    Whole,
     /// By a reset, or with the connection.
     Broken,
 }
 
 /// Copies until the service's end, the visitor's end or an error. The service's end ends everything (protocol.md
-/// §12.1 item 11); one read buffer is held while there is something to read, none while idle.
+/// §12.1 item 11), but for [`Ends::Apart`]; one read buffer is held while there is something to read, none while
+/// idle.
 pub(super) async fn both(
     io: impl AsyncRead + AsyncWrite + Unpin,
     first: Bytes,
     mut send: Send,
     mut recv: Recv,
-    end: VisitorEnd,
+    ends: Ends,
 ) -> Copied {
     let (mut reader, mut writer) = tokio::io::split(io);
     let mut copied = Copied::default();
     let Copied { up, down } = &mut copied;
     let started = Instant::now();
-    // Milliseconds from `started` to the last bytes of the service.
-    let last_heard = AtomicU64::new(0);
+    // Milliseconds from `started` to the last bytes, or to the end of a direction.
+    let last_moved = AtomicU64::new(0);
+    let moved = || last_moved.store(millis(started.elapsed()), Ordering::Relaxed);
+    // Whether the service ended in good order.
     let to_visitor = async {
         if !first.is_empty() {
             *down += first.len() as u64;
             if send.write(first, false).await.is_err() {
-                return;
+                return false;
             }
         }
         let mut buffer = BytesMut::new();
@@ -75,22 +79,23 @@ pub(super) async fn both(
             buffer.reserve(READ);
             let read = tokio::select! {
                 read = reader.read_buf(&mut buffer) => read,
-                () = send.stopped() => return,
+                () = send.stopped() => return false,
             };
             match read {
                 Ok(0) => {
                     send.finish();
-                    return;
+                    moved();
+                    return true;
                 }
                 Ok(n) => {
                     *down += n as u64;
-                    last_heard.store(millis(started.elapsed()), Ordering::Relaxed);
+                    moved();
                     if send.write(buffer.split().freeze(), false).await.is_err() {
-                        return;
+                        return false;
                     }
                 }
                 // Half a stream must not look whole: dropping `send` resets.
-                Err(_) => return,
+                Err(_) => return false,
             }
         }
     };
@@ -99,6 +104,7 @@ pub(super) async fn both(
             match recv.chunk().await {
                 Ok(Some(chunk)) => {
                     *up += chunk.len() as u64;
+                    moved();
                     if writer.write_all(&chunk).await.is_err() {
                         // The service may have closed its reading side alone and still be answering.
                         return VisitorEnded::Half;
@@ -106,41 +112,42 @@ pub(super) async fn both(
                 }
                 Ok(None) => {
                     let _ = writer.shutdown().await;
-                    return match end {
-                        VisitorEnd::HalfClose => VisitorEnded::Half,
-                        VisitorEnd::Everything => VisitorEnded::Whole,
-                    };
+                    moved();
+                    return VisitorEnded::Half;
                 }
                 Err(_) => return VisitorEnded::Broken,
             }
         }
     };
-    let whole = {
-        let mut to_visitor = std::pin::pin!(to_visitor);
-        let ended = tokio::select! {
-            () = &mut to_visitor => None,
-            ended = to_service => Some(ended),
-        };
-        if ended == Some(VisitorEnded::Half) {
-            loop {
-                let heard = Duration::from_millis(last_heard.load(Ordering::Relaxed));
-                let silent_at = started + heard + HALF_CLOSED_IDLE;
-                if silent_at <= Instant::now() {
-                    break;
+    {
+        let (mut to_visitor, mut to_service) = (std::pin::pin!(to_visitor), std::pin::pin!(to_service));
+        let limit = if ends == Ends::Apart { APART_IDLE } else { HALF_CLOSED_IDLE };
+        let silence = silence(started, &last_moved, limit);
+        tokio::select! {
+            in_order = &mut to_visitor => {
+                if in_order && ends == Ends::Apart {
+                    tokio::select! { _ = to_service => {} () = silence => {} }
                 }
-                tokio::select! {
-                    () = &mut to_visitor => break,
-                    () = tokio::time::sleep_until(silent_at) => {}
+            }
+            ended = &mut to_service => {
+                if ended == VisitorEnded::Half {
+                    tokio::select! { _ = to_visitor => {} () = silence => {} }
                 }
             }
         }
-        ended == Some(VisitorEnded::Whole)
-    };
-    if whole {
-        // A reset could take back what was sent already.
-        send.finish();
     }
     copied
+}
+
+/// Completes when nothing has moved for `limit`.
+async fn silence(started: Instant, last_moved: &AtomicU64, limit: Duration) {
+    loop {
+        let silent_at = started + Duration::from_millis(last_moved.load(Ordering::Relaxed)) + limit;
+        if silent_at <= Instant::now() {
+            return;
+        }
+        tokio::time::sleep_until(silent_at).await;
+    }
 }
 
 fn millis(elapsed: Duration) -> u64 {

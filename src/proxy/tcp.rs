@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Proxy, Routes, Via,
-    pipe::{self, VisitorEnd},
+    pipe::{self, Ends},
 };
 use crate::transport::{Recv, Responder};
 
@@ -73,7 +73,10 @@ pub(super) async fn serve(
     };
     proxy.metrics.tcp_connected(started.elapsed());
     let copied = match responder.connected().await {
-        Ok(send) => pipe::both(stream, Bytes::new(), send, recv, VisitorEnd::HalfClose).await,
+        Ok(send) => {
+            let ends = if via.own_edge { Ends::Apart } else { Ends::HalfClose };
+            pipe::both(stream, Bytes::new(), send, recv, ends).await
+        }
         Err(_) => pipe::Copied::default(),
     };
     proxy.metrics.tcp_ended();

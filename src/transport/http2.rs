@@ -12,7 +12,11 @@ use http::{HeaderMap, HeaderValue, Request, header, request::Parts};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{Error, HeadError, Incoming, Recv, Responder, stream::StreamError};
+use super::{
+    Error, HeadError, Incoming, Recv, Responder,
+    pulse::{Counted, Heard, Pulse},
+    stream::StreamError,
+};
 use crate::wire::{
     self, BodyLength, H2_SERVER_NAME, Head, RequestHead,
     connect::content_length,
@@ -22,8 +26,9 @@ use crate::wire::{
 
 /// A connection to an edge over HTTP/2.
 pub struct Http2Session {
-    connection: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+    connection: h2::server::Connection<TlsStream<Counted<TcpStream>>, Bytes>,
     ping: Option<h2::PingPong>,
+    heard: Heard,
     local: SocketAddr,
     remote: SocketAddr,
 }
@@ -62,6 +67,7 @@ impl Http2Session {
         tls: Arc<rustls::ClientConfig>,
         limit: Duration,
     ) -> Result<Self, Error> {
+        let heard = Heard::default();
         let dial = async {
             let socket = if edge.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
             if let Some(ip) = bind {
@@ -73,14 +79,17 @@ impl Http2Session {
             let (local, remote) = (tcp.local_addr()?, tcp.peer_addr()?);
             let name = rustls::pki_types::ServerName::try_from(H2_SERVER_NAME)
                 .map_err(|error| Error::Io(std::io::Error::other(error)))?;
-            let tls = TlsConnector::from(tls).connect(name, tcp).await?;
+            let counted = Counted::new(tcp, heard.clone());
+            let tls = TlsConnector::from(tls).connect(name, counted).await?;
             let mut connection = builder().handshake(tls).await?;
             let ping = connection.ping_pong();
-            Ok(Self { connection, ping, local, remote })
+            Ok(Self { connection, ping, heard: heard.clone(), local, remote })
         };
-        tokio::time::timeout(limit, dial)
-            .await
-            .unwrap_or(Err(Error::TimedOut { what: "TCP connection, TLS and HTTP/2 handshake", limit }))
+        let silent = || {
+            let heard = heard.bytes() > 0;
+            Err(Error::TimedOut { what: "TCP connection, TLS and HTTP/2 handshake", limit, heard })
+        };
+        tokio::time::timeout(limit, dial).await.unwrap_or_else(|_| silent())
     }
 
     /// Our address.
@@ -93,9 +102,9 @@ impl Http2Session {
         self.remote
     }
 
-    /// The connection's pings, once.
-    pub fn take_ping(&mut self) -> Option<h2::PingPong> {
-        self.ping.take()
+    /// Feels whether the connection is alive; h2 gives out its PINGs once.
+    pub fn pulse(&mut self) -> Pulse {
+        Pulse::http2(self.heard.clone(), self.ping.take())
     }
 
     /// The next request; drives the connection.
@@ -109,6 +118,12 @@ impl Http2Session {
             Some(Err(error)) => Err(error.into()),
             None => Err(Error::Closed),
         }
+    }
+
+    /// Says GOAWAY, first without and a round trip later with the last stream that is served (RFC 9113 §6.8): what the
+    /// edge sends after that was never looked at, and may be sent elsewhere. Idempotent.
+    pub fn say_goodbye(&mut self) {
+        self.connection.graceful_shutdown();
     }
 
     /// Sends GOAWAY and closes the socket once that is written.

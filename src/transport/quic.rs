@@ -11,8 +11,8 @@ use quinn::{
     TransportConfig, VarInt, crypto::rustls::QuicClientConfig,
 };
 
-use super::{Error, HEAD_LIMIT, HeadError, Incoming, Recv, Responder, Send, stream::CODE};
-use crate::wire::{self, QUIC_SERVER_NAME, connect};
+use super::{Error, HEAD_LIMIT, HeadError, Incoming, Recv, Responder, Send, pulse::Pulse, stream::CODE};
+use crate::wire::{self, BodyLength, Head, QUIC_SERVER_NAME, RequestHead, connect};
 
 /// Streams the edge may have open at the start. quinn keeps state for each allowed one: 4,096 cost 2 ms at the
 /// handshake where a million costs 190 ms; the limit is doubled when half of it is used.
@@ -46,6 +46,7 @@ pub struct QuicSession {
     endpoint: Endpoint,
     connection: quinn::Connection,
     stream_limit: u32,
+    framing: bool,
 }
 
 /// Transport settings that both ends share (§3.2); what quinn cannot say is as near as it gets.
@@ -131,11 +132,13 @@ impl QuicSession {
             .stream_receive_window(window(options.stream_window));
         let mut config = ClientConfig::new(tls);
         config.transport_config(Arc::new(transport));
-        let connecting = endpoint.connect_with(config, edge, QUIC_SERVER_NAME)?;
-        let connection = tokio::time::timeout(limit, connecting)
-            .await
-            .map_err(|_| Error::TimedOut { what: "QUIC handshake", limit })??;
-        Ok(Self { endpoint, connection, stream_limit: FIRST_STREAM_LIMIT })
+        let mut connecting = endpoint.connect_with(config, edge, QUIC_SERVER_NAME)?;
+        let deadline = tokio::time::Instant::now() + limit;
+        let silent = |heard| Error::TimedOut { what: "QUIC handshake", limit, heard };
+        // The edge's first flight tells a slow path from a dead one.
+        tokio::time::timeout_at(deadline, connecting.handshake_data()).await.map_err(|_| silent(false))??;
+        let connection = tokio::time::timeout_at(deadline, connecting).await.map_err(|_| silent(true))??;
+        Ok(Self { endpoint, connection, stream_limit: FIRST_STREAM_LIMIT, framing: false })
     }
 
     /// Opens the control stream: the first stream of the connector, without signature (§3.5).
@@ -148,6 +151,11 @@ impl QuicSession {
         Ok((Send::quic(send), Recv::quic(bytes::Bytes::new(), recv)))
     }
 
+    /// From now on the edge may ask for framed bodies.
+    pub fn agree_on_framing(&mut self) {
+        self.framing = true;
+    }
+
     /// The edge's address.
     pub fn remote(&self) -> SocketAddr {
         self.connection.remote_address()
@@ -156,6 +164,11 @@ impl QuicSession {
     /// The local UDP port.
     pub fn local_port(&self) -> u16 {
         self.endpoint.local_addr().map_or(0, |addr| addr.port())
+    }
+
+    /// Feels whether the connection is alive.
+    pub fn pulse(&self) -> Pulse {
+        Pulse::quic(self.connection.clone())
     }
 
     /// The connection itself, for its statistics and datagrams.
@@ -168,9 +181,9 @@ impl QuicSession {
     /// # Errors
     ///
     /// When the connection is over.
-    pub async fn accept(&mut self) -> Result<(quinn::SendStream, quinn::RecvStream), Error> {
+    pub async fn accept(&mut self) -> Result<Announced, Error> {
         match self.connection.accept_bi().await {
-            Ok(stream) => Ok(stream),
+            Ok((send, recv)) => Ok(Announced { send, recv, framing: self.framing }),
             Err(quinn::ConnectionError::ApplicationClosed(close)) if close.error_code == CODE => Err(Error::Closed),
             Err(error) => Err(error.into()),
         }
@@ -192,8 +205,22 @@ impl QuicSession {
     }
 }
 
-/// Reads signature and message of a stream.
-pub(super) async fn read_head(send: quinn::SendStream, mut recv: quinn::RecvStream) -> Result<Incoming, HeadError> {
+/// A stream of the edge, nothing of it read.
+#[derive(Debug)]
+pub struct Announced {
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+    framing: bool,
+}
+
+impl Announced {
+    /// Reads signature and message.
+    pub(super) async fn read_head(self) -> Result<Incoming, HeadError> {
+        read_head(self.send, self.recv, self.framing).await
+    }
+}
+
+async fn read_head(send: quinn::SendStream, mut recv: quinn::RecvStream, framing: bool) -> Result<Incoming, HeadError> {
     let mut collector = connect::Collector::default();
     let collected = async {
         let mut signature = None;
@@ -217,10 +244,17 @@ pub(super) async fn read_head(send: quinn::SendStream, mut recv: quinn::RecvStre
     };
     let collected = tokio::time::timeout(HEAD_LIMIT, collected).await.unwrap_or(Err(HeadError::TimedOut));
     match collected {
-        Ok(Some((message, rest))) => match connect::decode_request(&message) {
-            Ok(head) => Ok(Incoming::Visitor { head, responder: Responder::quic(send), recv: Recv::quic(rest, recv) }),
+        Ok(Some((message, rest))) => match decode(&message, framing) {
+            Ok((head, framed)) => {
+                let recv = if framed && is_of_unknown_length(&head) {
+                    Recv::framed(rest, recv)
+                } else {
+                    Recv::quic(rest, recv)
+                };
+                Ok(Incoming::Visitor { head, responder: Responder::quic(send, framed), recv })
+            }
             Err(error) => {
-                Responder::quic(send).fail(&error.to_string(), false).await;
+                Responder::quic(send, false).fail(&error.to_string(), false).await;
                 Err(error.into())
             }
         },
@@ -229,7 +263,7 @@ pub(super) async fn read_head(send: quinn::SendStream, mut recv: quinn::RecvStre
             send: Send::quic(send),
         }),
         Err(HeadError::Wire(error @ (wire::Error::Message(_) | wire::Error::TooLarge(_)))) => {
-            Responder::quic(send).fail(&error.to_string(), false).await;
+            Responder::quic(send, false).fail(&error.to_string(), false).await;
             Err(error.into())
         }
         // Dropping both halves sends RESET_STREAM(0) and STOP_SENDING(0).
@@ -238,4 +272,12 @@ pub(super) async fn read_head(send: quinn::SendStream, mut recv: quinn::RecvStre
             Err(error)
         }
     }
+}
+
+fn decode(message: &bytes::Bytes, framing: bool) -> Result<(Head, bool), wire::Error> {
+    if framing { connect::decode_request_of_own(message) } else { Ok((connect::decode_request(message)?, false)) }
+}
+
+fn is_of_unknown_length(head: &Head) -> bool {
+    matches!(head, Head::Request(RequestHead { body: BodyLength::Unknown, .. }))
 }

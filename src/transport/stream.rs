@@ -10,9 +10,11 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::framed::{Framed, poll_quic};
 use crate::wire::{
-    ResponseHead, connect,
+    ResponseHead, connect, framing,
     headers::{self, META_CONNECTOR, META_ORIGIN, META_RATE_LIMITED, RESPONSE_HEADERS, RESPONSE_META},
+    hop,
 };
 
 /// The only error code on streams (protocol.md §3.4).
@@ -30,6 +32,9 @@ pub enum StreamError {
     /// HTTP/2.
     #[error("{0}")]
     Http2(#[from] h2::Error),
+    /// A body in frames that make no sense, or end too early.
+    #[error("{0}")]
+    Framing(#[from] framing::Error),
     /// The peer does not want the rest.
     #[error("the peer stopped listening")]
     Stopped,
@@ -55,6 +60,8 @@ pub struct Recv {
 #[derive(Debug)]
 enum RecvInner {
     Quic(quinn::RecvStream),
+    Framed(Box<Framed>),
+    Ended,
     Http2(h2::RecvStream),
 }
 
@@ -62,6 +69,16 @@ impl Recv {
     /// A half that still has `first` to deliver.
     pub fn quic(first: Bytes, stream: quinn::RecvStream) -> Self {
         Self { first, inner: RecvInner::Quic(stream) }
+    }
+
+    /// A half whose bytes, `first` among them, are frames.
+    pub fn framed(first: Bytes, stream: quinn::RecvStream) -> Self {
+        Self { first: Bytes::new(), inner: RecvInner::Framed(Box::new(Framed::new(first, stream))) }
+    }
+
+    /// A half on which nothing is to come.
+    pub fn ended() -> Self {
+        Self { first: Bytes::new(), inner: RecvInner::Ended }
     }
 
     /// The receiving half of an HTTP/2 stream.
@@ -75,15 +92,9 @@ impl Recv {
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
         }
         match &mut self.inner {
-            RecvInner::Quic(stream) => {
-                // Keeps no state between polls, so a fresh future each time is as good as one kept.
-                let read = std::pin::pin!(stream.read_chunk(usize::MAX, true));
-                Poll::Ready(match ready!(read.poll(cx)) {
-                    Ok(Some(chunk)) => Some(Ok(chunk.bytes)),
-                    Ok(None) => None,
-                    Err(error) => Some(Err(error.into())),
-                })
-            }
+            RecvInner::Quic(stream) => poll_quic(stream, cx),
+            RecvInner::Framed(framed) => framed.poll_chunk(cx),
+            RecvInner::Ended => Poll::Ready(None),
             RecvInner::Http2(stream) => loop {
                 match ready!(stream.poll_data(cx)) {
                     Some(Ok(bytes)) => {
@@ -109,23 +120,26 @@ impl Recv {
         std::future::poll_fn(|cx| self.poll_chunk(cx)).await.transpose()
     }
 
-    /// Trailers after the end of the data; only HTTP/2 has them.
+    /// Trailers after the end of the data, without what has no business there; HTTP/2 has them, and framed bodies.
     ///
     /// # Errors
     ///
     /// When the stream broke.
     pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, StreamError> {
-        match &mut self.inner {
-            RecvInner::Quic(_) => Ok(None),
-            RecvInner::Http2(stream) => Ok(std::future::poll_fn(|cx| stream.poll_trailers(cx)).await?),
-        }
+        let trailers = match &mut self.inner {
+            RecvInner::Quic(_) | RecvInner::Ended => None,
+            RecvInner::Framed(framed) => framed.take_trailers(),
+            RecvInner::Http2(stream) => std::future::poll_fn(|cx| stream.poll_trailers(cx)).await?,
+        };
+        Ok(trailers.map(hop::clean_trailers))
     }
 
     /// Whether nothing more can come.
     pub fn is_end(&self) -> bool {
         self.first.is_empty()
             && match &self.inner {
-                RecvInner::Quic(_) => false,
+                RecvInner::Quic(_) | RecvInner::Framed(_) => false,
+                RecvInner::Ended => true,
                 RecvInner::Http2(stream) => stream.is_end_stream(),
             }
     }
@@ -152,6 +166,8 @@ impl AsyncRead for Recv {
 pub struct Send {
     inner: SendInner,
     open: bool,
+    /// Whether what is written is a framed body whose end frame is still to come.
+    framed: bool,
 }
 
 #[derive(Debug)]
@@ -163,12 +179,17 @@ enum SendInner {
 impl Send {
     /// The sending half of a QUIC stream.
     pub fn quic(stream: quinn::SendStream) -> Self {
-        Self { inner: SendInner::Quic(stream), open: true }
+        Self { inner: SendInner::Quic(stream), open: true, framed: false }
     }
 
     /// The sending half of an HTTP/2 stream.
     pub fn http2(stream: h2::SendStream<Bytes>) -> Self {
-        Self { inner: SendInner::Http2(stream), open: true }
+        Self { inner: SendInner::Http2(stream), open: true, framed: false }
+    }
+
+    /// What is written from now on is a framed body; only over QUIC, after the head.
+    pub fn begin_frames(&mut self) {
+        self.framed = self.open && matches!(self.inner, SendInner::Quic(_));
     }
 
     /// Sends bytes, waiting for the peer's window. With `last` the stream is finished along with them.
@@ -181,15 +202,19 @@ impl Send {
             return Err(StreamError::Closed);
         }
         match &mut self.inner {
+            SendInner::Quic(stream) if self.framed => {
+                while !bytes.is_empty() {
+                    let payload = bytes.split_to(bytes.len().min(framing::MAX_PAYLOAD));
+                    write_chunks(stream, &mut [framing::data(payload.len()), payload]).await?;
+                }
+                if last {
+                    write_chunks(stream, &mut [framing::LAST]).await?;
+                    self.framed = false;
+                }
+            }
             SendInner::Quic(stream) => {
                 if !bytes.is_empty() {
-                    // A writer that waits for the connection's window is not woken by STOP_SENDING: watch both.
-                    let stopped = stream.stopped();
-                    tokio::select! {
-                        biased;
-                        written = stream.write_chunk(bytes) => written?,
-                        _ = stopped => return Err(StreamError::Stopped),
-                    }
+                    write_chunks(stream, &mut [bytes]).await?;
                 }
             }
             SendInner::Http2(stream) => {
@@ -212,8 +237,11 @@ impl Send {
         Ok(())
     }
 
-    /// Ends the stream in good order. Idempotent.
+    /// Ends the stream in good order. Idempotent. A framed body is cut by it: that ends with [`Send::end`].
     pub fn finish(&mut self) {
+        if self.framed {
+            return self.reset();
+        }
         if std::mem::take(&mut self.open) {
             match &mut self.inner {
                 SendInner::Quic(stream) => {
@@ -226,15 +254,36 @@ impl Send {
         }
     }
 
-    /// Ends the stream with trailers, where the transport has a place for them; else just ends it.
-    pub fn finish_with(&mut self, trailers: HeaderMap) {
+    /// Ends a body in good order, framed or not.
+    ///
+    /// # Errors
+    ///
+    /// When nobody listens any more, and [`StreamError::Closed`] when it has ended.
+    pub async fn end(&mut self) -> Result<(), StreamError> {
+        self.write(Bytes::new(), true).await
+    }
+
+    /// Ends a body with trailers, where the stream has a place for them; else just ends it. What has no business in
+    /// trailers stays behind.
+    ///
+    /// # Errors
+    ///
+    /// As [`Send::end`], and for trailers above 1 MiB; the stream is cut then.
+    pub async fn end_with(&mut self, trailers: HeaderMap) -> Result<(), StreamError> {
+        let trailers = hop::clean_trailers(trailers);
         match &mut self.inner {
-            SendInner::Http2(stream) if self.open => {
-                self.open = false;
-                let _ = stream.send_trailers(trailers);
+            SendInner::Quic(stream) if self.framed => {
+                write_chunks(stream, &mut [framing::end(&trailers)?]).await?;
+                self.framed = false;
             }
-            _ => self.finish(),
+            SendInner::Http2(stream) if self.open && !trailers.is_empty() => {
+                self.open = false;
+                stream.send_trailers(trailers)?;
+            }
+            _ => {}
         }
+        self.finish();
+        Ok(())
     }
 
     /// Cuts the stream (RESET_STREAM 0, or RST_STREAM INTERNAL_ERROR; protocol.md §3.4, §6.6).
@@ -262,6 +311,16 @@ impl Send {
     }
 }
 
+async fn write_chunks(stream: &mut quinn::SendStream, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+    // A writer that waits for the connection's window is not woken by STOP_SENDING: watch both.
+    let stopped = stream.stopped();
+    tokio::select! {
+        biased;
+        written = stream.write_all_chunks(chunks) => Ok(written?),
+        _ = stopped => Err(StreamError::Stopped),
+    }
+}
+
 fn poll_capacity(stream: &mut h2::SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
     loop {
         match ready!(stream.poll_capacity(cx)) {
@@ -283,6 +342,10 @@ impl AsyncWrite for Send {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if !self.open {
             return Poll::Ready(Err(StreamError::Closed.into()));
+        }
+        if self.framed {
+            // A frame must be written whole, which this cannot promise; bodies are written with `write`.
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
         match &mut self.inner {
             SendInner::Quic(stream) => Pin::new(stream).poll_write(cx, buf).map_err(|e| StreamError::from(e).into()),
@@ -316,14 +379,18 @@ pub struct Responder(ResponderInner);
 
 #[derive(Debug)]
 enum ResponderInner {
-    Quic(Send),
+    Quic {
+        send: Send,
+        /// Whether the edge takes a framed body.
+        may_frame: bool,
+    },
     Http2(h2::server::SendResponse<Bytes>),
 }
 
 impl Responder {
-    /// For a data stream over QUIC.
-    pub fn quic(stream: quinn::SendStream) -> Self {
-        Self(ResponderInner::Quic(Send::quic(stream)))
+    /// For a data stream over QUIC. With `may_frame` the body of the answer is framed if it can have trailers.
+    pub fn quic(stream: quinn::SendStream, may_frame: bool) -> Self {
+        Self(ResponderInner::Quic { send: Send::quic(stream), may_frame })
     }
 
     /// For a request over HTTP/2.
@@ -334,7 +401,7 @@ impl Responder {
     /// Completes when nobody waits for the answer any more. Cancel-safe.
     pub async fn gone(&mut self) {
         match &mut self.0 {
-            ResponderInner::Quic(send) => send.stopped().await,
+            ResponderInner::Quic { send, .. } => send.stopped().await,
             ResponderInner::Http2(respond) => {
                 let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
             }
@@ -356,8 +423,13 @@ impl Responder {
             }
         }
         match self.0 {
-            ResponderInner::Quic(mut send) => {
-                send.write(connect::encode_response(&head), end).await?;
+            ResponderInner::Quic { mut send, may_frame } => {
+                if may_frame && !end && head.can_have_trailers() {
+                    send.write(connect::encode_framed_response(&head), false).await?;
+                    send.begin_frames();
+                } else {
+                    send.write(connect::encode_response(&head), end).await?;
+                }
                 Ok(send)
             }
             ResponderInner::Http2(respond) => {
@@ -377,7 +449,7 @@ impl Responder {
     /// When nobody listens any more.
     pub async fn connected(self) -> Result<Send, StreamError> {
         match self.0 {
-            ResponderInner::Quic(mut send) => {
+            ResponderInner::Quic { mut send, .. } => {
                 send.write(connect::encode_connected(), false).await?;
                 Ok(send)
             }
@@ -391,7 +463,7 @@ impl Responder {
     /// Answers with a failure in the peer's own form (§3.6, §6.6): for TCP streams and what cannot be parsed.
     pub async fn fail(self, error: &str, rate_limited: bool) {
         match self.0 {
-            ResponderInner::Quic(mut send) => {
+            ResponderInner::Quic { mut send, .. } => {
                 let _ = send.write(connect::encode_failure(error, rate_limited), true).await;
             }
             ResponderInner::Http2(respond) => {
@@ -409,7 +481,7 @@ impl Responder {
     /// When nobody listens any more, and on QUIC, which has no such streams.
     pub fn bare(self, content_type: &'static str) -> Result<Send, StreamError> {
         match self.0 {
-            ResponderInner::Quic(_) => Err(StreamError::Closed),
+            ResponderInner::Quic { .. } => Err(StreamError::Closed),
             ResponderInner::Http2(mut respond) => {
                 let mut response = http::Response::new(());
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -438,5 +510,5 @@ fn send_head(
         headers.insert(header::CONTENT_LENGTH, length);
     }
     let stream = respond.send_response(response, end)?;
-    Ok(Send { inner: SendInner::Http2(stream), open: !end })
+    Ok(Send { inner: SendInner::Http2(stream), open: !end, framed: false })
 }

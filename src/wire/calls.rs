@@ -37,11 +37,14 @@ pub struct Push {
     pub version: i32,
     /// JSON.
     pub config: Bytes,
+    /// Whether it comes from an edge that confirmed adit's own ways, so that adit's own keys count.
+    pub own_edge: bool,
     /// Takes the answer.
     pub reply: oneshot::Sender<Applied>,
 }
 
 struct ConnectorHalf {
+    own_edge: bool,
     pushes: mpsc::Sender<Push>,
 }
 
@@ -55,7 +58,12 @@ impl configuration_manager::Server for ConnectorHalf {
     ) -> Result<(), capnp::Error> {
         let params = params.get()?;
         let (reply, answer) = oneshot::channel();
-        let push = Push { version: params.get_version(), config: Bytes::copy_from_slice(params.get_config()?), reply };
+        let push = Push {
+            version: params.get_version(),
+            config: Bytes::copy_from_slice(params.get_config()?),
+            own_edge: self.own_edge,
+            reply,
+        };
         let gone = || capnp::Error::failed("the connector is stopping".into());
         self.pushes.send(push).await.map_err(|_| gone())?;
         let applied = answer.await.map_err(|_| gone())?;
@@ -94,15 +102,16 @@ impl session_manager::Server for ConnectorHalf {
     }
 }
 
-/// Serves one RPC stream that the edge opened, for at most [`CALL_LIMIT`].
+/// Serves one RPC stream that the edge opened, for at most [`CALL_LIMIT`]. `own_edge` is said of what it pushes.
 pub async fn serve(
     rpc: &RpcThread,
     recv: impl AsyncRead + Unpin + Send + 'static,
     send: impl AsyncWrite + Unpin + Send + 'static,
+    own_edge: bool,
     pushes: mpsc::Sender<Push>,
 ) {
     rpc.run(move || async move {
-        let server: cloudflared_server::Client = capnp_rpc::new_client(ConnectorHalf { pushes });
+        let server: cloudflared_server::Client = capnp_rpc::new_client(ConnectorHalf { own_edge, pushes });
         let system = system(recv, send, Side::Server, Some(server.client));
         let _ = tokio::time::timeout(CALL_LIMIT, system).await;
     })

@@ -13,7 +13,7 @@ use capnp::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
 
 use super::{
-    BodyLength, Error, Head, Kind, RequestHead, ResponseHead,
+    BodyLength, Error, Head, Kind, RequestHead, ResponseHead, framing,
     headers::{TRACE_ID, UPGRADE, put_canonical},
     parse_target,
     schema::metadata_capnp::{ConnectionType, connect_request, connect_response, metadata},
@@ -103,12 +103,31 @@ fn text_bytes(text: capnp::Result<text::Reader<'_>>) -> Result<&[u8], Error> {
     Ok(text?.as_bytes())
 }
 
-/// Decodes a `ConnectRequest` (without signature and version).
+/// Whether a body is framed, by the value of its key.
+fn framed(value: &[u8]) -> Result<bool, Error> {
+    if value == framing::VALUE { Ok(true) } else { Err(Error::Framing) }
+}
+
+/// Decodes a `ConnectRequest` (without signature and version) of an edge with which no framing was agreed on.
 ///
 /// # Errors
 ///
-/// For everything malformed; the stream is answered with the error, the connection lives on.
+/// For everything malformed; the stream is answered with the error, the connection lives on. [`Error::Framing`] too:
+/// frames that are not understood would reach the service as its body.
 pub fn decode_request(message: &Bytes) -> Result<Head, Error> {
+    match decode_request_of_own(message)? {
+        (head, false) => Ok(head),
+        (_, true) => Err(Error::Framing),
+    }
+}
+
+/// Decodes a `ConnectRequest` of our own edge, and says whether the answer may be framed; the body is then, if its
+/// length is unknown.
+///
+/// # Errors
+///
+/// For everything malformed.
+pub fn decode_request_of_own(message: &Bytes) -> Result<(Head, bool), Error> {
     let reader = reader(message)?;
     let request = reader.get_root::<connect_request::Reader<'_>>()?;
     let dest = text_bytes(request.get_dest())?;
@@ -120,7 +139,8 @@ pub fn decode_request(message: &Bytes) -> Result<Head, Error> {
     };
     if kind == Kind::Tcp {
         let dest = std::str::from_utf8(dest).map_err(|_| Error::Destination)?;
-        return dest.parse::<SocketAddr>().map(Head::Tcp).map_err(|_| Error::Destination);
+        let dest = dest.parse::<SocketAddr>().map_err(|_| Error::Destination)?;
+        return Ok((Head::Tcp(dest), false));
     }
     let list = request.get_metadata()?;
     if list.len() as usize > MAX_HEADERS {
@@ -128,6 +148,7 @@ pub fn decode_request(message: &Bytes) -> Result<Head, Error> {
     }
     let mut method = Method::GET;
     let mut host = None;
+    let mut framing = false;
     let mut headers = HeaderMap::with_capacity(list.len() as usize);
     for entry in list {
         let key = text_bytes(entry.get_key())?;
@@ -136,6 +157,8 @@ pub fn decode_request(message: &Bytes) -> Result<Head, Error> {
             b"HttpMethod" if value.is_empty() => method = Method::GET,
             b"HttpMethod" => method = Method::from_bytes(value).map_err(|_| Error::Http("method"))?,
             b"HttpHost" => host = Some(shared_value(message, value, "host")?),
+            framing::KEY if kind == Kind::Http => framing = framed(value)?,
+            framing::KEY => return Err(Error::Framing),
             _ => {
                 if let Some(name) = header_name(key)? {
                     let value = shared_value(message, value, "header value")?;
@@ -153,7 +176,8 @@ pub fn decode_request(message: &Bytes) -> Result<Head, Error> {
     headers.remove(UPGRADE);
     headers.remove(TRACE_ID);
     let body = if kind == Kind::WebSocket { BodyLength::None } else { body_length(&headers)? };
-    Ok(Head::Request(RequestHead { websocket: kind == Kind::WebSocket, method, host, target, headers, body }))
+    let head = RequestHead { websocket: kind == Kind::WebSocket, method, host, target, headers, body };
+    Ok((Head::Request(head), framing))
 }
 
 fn shared_value(message: &Bytes, value: &[u8], what: &'static str) -> Result<HeaderValue, Error> {
@@ -228,8 +252,20 @@ pub fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     Ok(length)
 }
 
-/// Encodes a `ConnectRequest` with signature and version, as an edge sends it.
+/// Encodes a `ConnectRequest` with signature and version, as an edge sends it to any connector.
+///
+/// `TE` stays behind: there are no trailers to be welcomed.
 pub fn encode_request(head: &Head) -> Bytes {
+    encode_request_for(head, false)
+}
+
+/// As [`encode_request`], for a connector with which framing was agreed on: its answer may be framed, and the body
+/// that follows is, if its length is unknown.
+pub fn encode_request_of_own(head: &Head) -> Bytes {
+    encode_request_for(head, true)
+}
+
+fn encode_request_for(head: &Head, own: bool) -> Bytes {
     let mut message = builder(match head {
         Head::Request(request) => estimate(&request.headers) + request.target.as_str().len(),
         Head::Tcp(_) => 64,
@@ -243,7 +279,7 @@ pub fn encode_request(head: &Head) -> Bytes {
         Head::Request(request) => {
             root.set_type(if request.websocket { ConnectionType::Websocket } else { ConnectionType::Http });
             root.set_dest(request.target.as_str());
-            let framing = match request.body {
+            let length = match request.body {
                 BodyLength::None => None,
                 BodyLength::Known(n) if !request.headers.contains_key(header::CONTENT_LENGTH) => {
                     Some(("HttpHeader:Content-Length", n.to_string()))
@@ -253,14 +289,22 @@ pub fn encode_request(head: &Head) -> Bytes {
                 }
                 BodyLength::Known(_) | BodyLength::Unknown => None,
             };
-            let total = request.headers.len() + 2 + usize::from(framing.is_some());
-            let mut list = root.init_metadata(total as u32);
+            let framed = own && !request.websocket;
+            let passing = || request.headers.iter().filter(|(name, _)| framed || **name != header::TE);
+            let mut list =
+                root.init_metadata((2 + passing().count()) as u32 + u32::from(framed) + u32::from(length.is_some()));
             set(list.reborrow().get(0), b"HttpMethod", request.method.as_str().as_bytes());
             set(list.reborrow().get(1), b"HttpHost", request.host.as_bytes());
-            if let Some((key, value)) = &framing {
-                set(list.reborrow().get(2), key.as_bytes(), value.as_bytes());
+            let mut at = 2;
+            if let Some((key, value)) = &length {
+                set(list.reborrow().get(at), key.as_bytes(), value.as_bytes());
+                at += 1;
             }
-            set_headers(list, total - request.headers.len(), &request.headers);
+            if framed {
+                set(list.reborrow().get(at), framing::KEY, framing::VALUE);
+                at += 1;
+            }
+            set_headers(list, at, passing());
         }
     }
     finish(&message)
@@ -284,11 +328,24 @@ pub enum Answer {
 
 /// Encodes an HTTP answer with signature and version.
 pub fn encode_response(head: &ResponseHead) -> Bytes {
+    encode_response_as(head, false)
+}
+
+/// As [`encode_response`], for an answer whose body is framed; only for a request that allowed it.
+pub fn encode_framed_response(head: &ResponseHead) -> Bytes {
+    encode_response_as(head, true)
+}
+
+fn encode_response_as(head: &ResponseHead, framed: bool) -> Bytes {
     let mut message = builder(estimate(&head.headers));
     let root = message.init_root::<connect_response::Builder<'_>>();
-    let mut list = root.init_metadata(head.headers.len() as u32 + 1);
+    let first = 1 + u32::from(framed);
+    let mut list = root.init_metadata(head.headers.len() as u32 + first);
     set(list.reborrow().get(0), b"HttpStatus", head.status.as_str().as_bytes());
-    set_headers(list, 1, &head.headers);
+    if framed {
+        set(list.reborrow().get(1), framing::KEY, framing::VALUE);
+    }
+    set_headers(list, first, head.headers.iter());
     finish(&message)
 }
 
@@ -311,12 +368,24 @@ pub fn encode_failure(error: &str, rate_limited: bool) -> Bytes {
     finish(&message)
 }
 
-/// Decodes a `ConnectResponse` (without signature and version).
+/// Decodes a `ConnectResponse` (without signature and version) to a request that allowed no framing.
 ///
 /// # Errors
 ///
-/// For everything malformed, a status that is no number included.
+/// For everything malformed, a status that is no number included, and [`Error::Framing`].
 pub fn decode_response(message: &Bytes) -> Result<Answer, Error> {
+    match decode_response_of_own(message)? {
+        (answer, false) => Ok(answer),
+        (_, true) => Err(Error::Framing),
+    }
+}
+
+/// Decodes a `ConnectResponse` to a request that allowed framing, and says whether the body is framed.
+///
+/// # Errors
+///
+/// For everything malformed.
+pub fn decode_response_of_own(message: &Bytes) -> Result<(Answer, bool), Error> {
     let reader = reader(message)?;
     let response = reader.get_root::<connect_response::Reader<'_>>()?;
     let error = text_bytes(response.get_error())?;
@@ -326,11 +395,13 @@ pub fn decode_response(message: &Bytes) -> Result<Answer, Error> {
     }
     let mut rate_limited = false;
     let mut status = None;
+    let mut framing = false;
     let mut headers = HeaderMap::with_capacity(list.len() as usize);
     for entry in list {
         let key = text_bytes(entry.get_key())?;
         let value = text_bytes(entry.get_val())?;
         match key {
+            framing::KEY => framing = framed(value)?,
             b"HttpStatus" => status = Some(StatusCode::from_bytes(value).map_err(|_| Error::Http("status"))?),
             b"FlowConnectRateLimited" => rate_limited = value == b"true",
             _ => {
@@ -342,12 +413,13 @@ pub fn decode_response(message: &Bytes) -> Result<Answer, Error> {
         }
     }
     if !error.is_empty() {
-        return Ok(Answer::Failed { error: String::from_utf8_lossy(error).into_owned(), rate_limited });
+        return Ok((Answer::Failed { error: String::from_utf8_lossy(error).into_owned(), rate_limited }, false));
     }
-    Ok(match status {
-        Some(status) => Answer::Response(ResponseHead { status, headers }),
-        None => Answer::Connected,
-    })
+    match status {
+        Some(StatusCode::SWITCHING_PROTOCOLS) if framing => Err(Error::Framing),
+        Some(status) => Ok((Answer::Response(ResponseHead { status, headers }), framing)),
+        None => Ok((Answer::Connected, false)),
+    }
 }
 
 /// A path and query for requests that have none.
@@ -370,13 +442,17 @@ fn set(mut entry: metadata::Builder<'_>, key: &[u8], value: &[u8]) {
     entry.set_val(text::Reader(value));
 }
 
-fn set_headers(mut list: capnp::struct_list::Builder<'_, metadata::Owned>, from: usize, headers: &HeaderMap) {
+fn set_headers<'a>(
+    mut list: capnp::struct_list::Builder<'_, metadata::Owned>,
+    from: u32,
+    headers: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+) {
     let mut key = Vec::with_capacity(64);
-    for (at, (name, value)) in headers.iter().enumerate() {
+    for (at, (name, value)) in (from..).zip(headers) {
         key.clear();
         key.extend_from_slice(HEADER_PREFIX);
         put_canonical(name.as_str(), &mut key);
-        set(list.reborrow().get((from + at) as u32), &key, value.as_bytes());
+        set(list.reborrow().get(at), &key, value.as_bytes());
     }
 }
 

@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName, header};
 
+use super::headers::is_control;
+
 /// Headers of one hop whatever `Connection` says.
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -33,4 +35,36 @@ pub fn strip(headers: &mut HeaderMap, kept: &[HeaderName]) {
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
+}
+
+/// What decides about framing, routing, authentication or the meaning of a body belongs into a head (RFC 9110 §6.5.1).
+const NO_TRAILERS: [HeaderName; 15] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::FORWARDED,
+    header::HOST,
+    header::MAX_FORWARDS,
+    header::PROXY_AUTHORIZATION,
+    header::RANGE,
+    header::SET_COOKIE,
+    header::TRAILER,
+];
+
+/// Trailers as they may be passed on: without what belongs into a head, to one hop, or to the tunnel itself.
+pub fn clean_trailers(mut trailers: HeaderMap) -> HeaderMap {
+    let foreign: Vec<_> = trailers
+        .keys()
+        .filter(|name| NO_TRAILERS.contains(name) || HOP_BY_HOP.contains(name) || is_control(name.as_str()))
+        .cloned()
+        .collect();
+    for name in foreign {
+        trailers.remove(name);
+    }
+    trailers
 }

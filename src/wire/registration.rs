@@ -15,9 +15,13 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{
+    framing::FEATURE,
     rpc::{RpcThread, system},
     schema::tunnelrpc_capnp::{connection_response, registration_server as schema},
 };
+
+/// For the peer to end its half of the control stream.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a connector says about itself (§5.1).
 #[derive(Clone)]
@@ -44,6 +48,13 @@ pub struct Registration {
     pub previous_attempts: u8,
 }
 
+impl Registration {
+    /// Whether the connector offers adit's own ways, see [`framing`](super::framing).
+    pub fn offers_own(&self) -> bool {
+        self.features.iter().any(|feature| feature == FEATURE)
+    }
+}
+
 impl std::fmt::Debug for Registration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registration")
@@ -68,6 +79,13 @@ pub struct Registered {
     pub features: Vec<String>,
 }
 
+impl Registered {
+    /// Whether the edge confirms adit's own ways. Counts only where they were offered.
+    pub fn confirms_own(&self) -> bool {
+        self.features.iter().any(|feature| feature == FEATURE)
+    }
+}
+
 /// Why a registration did not succeed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistrationError {
@@ -87,6 +105,13 @@ pub enum RegistrationError {
     /// No answer in time.
     #[error("no answer to the registration within {0:?}")]
     TimedOut(Duration),
+}
+
+impl RegistrationError {
+    /// Whether the edge has a connection with this index already (protocol.md §5.3: exactly this word).
+    pub fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Refused { cause, .. } if cause == "EDUPCONN")
+    }
 }
 
 enum Call {
@@ -189,9 +214,14 @@ async fn drive(
                 _ = &mut driver => return,
             };
             match call {
-                Some(Call::Unregister(reply)) => {
-                    let outcome = server.unregister_connection_request().send().promise.await;
-                    let _ = reply.send(outcome.map(drop).map_err(|error| error.to_string()));
+                Some(Call::Unregister(mut reply)) => {
+                    tokio::select! {
+                        outcome = server.unregister_connection_request().send().promise => {
+                            let _ = reply.send(outcome.map(drop).map_err(|error| error.to_string()));
+                        }
+                        // Nobody waits for an edge that does not answer; its stream must not stay open for it.
+                        () = reply.closed() => {}
+                    }
                     break;
                 }
                 Some(Call::LocalConfiguration(json, reply)) => {
@@ -205,9 +235,15 @@ async fn drive(
         }
     }
     drop(server);
-    // Says goodbye and closes the send side; a peer that is gone already makes no difference.
-    let _ = disconnector.await;
-    let _ = driver.await;
+    // Says goodbye and closes the send side; a peer that is gone already makes no difference, one that keeps its own
+    // side open is not waited for: over HTTP/2 its stream would hold the connection.
+    let goodbye = async {
+        let _ = disconnector.await;
+        let _ = (&mut driver).await;
+    };
+    if tokio::time::timeout(GOODBYE_LIMIT, goodbye).await.is_err() {
+        driver.abort();
+    }
 }
 
 async fn call_register(server: &schema::Client, registration: &Registration) -> Result<Registered, RegistrationError> {

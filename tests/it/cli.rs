@@ -1,23 +1,13 @@
 //! The program as people start it.
 
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::harness::{LIMIT, Lab, mirror};
-
-fn adit() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
-    // Nothing of the machine's own environment or home decides.
-    command.env_clear().env("HOME", "/nonexistent").kill_on_drop(true);
-    command
-}
-
-async fn run(args: &[&str]) -> (i32, String, String) {
-    let output = tokio::time::timeout(LIMIT, adit().args(args).output()).await.expect("does not end").unwrap();
-    let Output { status, stdout, stderr } = output;
-    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-}
+use crate::harness::{
+    LIMIT, Lab, mirror,
+    process::{adit, run},
+};
 
 #[tokio::test]
 async fn the_help_fits_a_screen() {

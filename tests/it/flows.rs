@@ -61,6 +61,82 @@ async fn service_ends(over: Over) {
     lab.finish().await;
 }
 
+/// The service has said everything and listens on; the visitor ends later. Then the other way round.
+async fn half_closed(over: Over) {
+    let (heard, mut hearing) = mpsc::channel(2);
+    let service = scripted(move |mut peer| {
+        let heard = heard.clone();
+        async move {
+            if peer.some().await == b"you first" {
+                peer.send("all I have").await;
+                peer.io.shutdown().await.unwrap();
+                heard.send(peer.rest().await).await.unwrap();
+            } else {
+                heard.send(peer.rest().await).await.unwrap();
+                peer.send("all I have").await;
+            }
+        }
+    })
+    .await;
+    let lab = Lab::start(over, &rule("http_status:404")).await;
+
+    let (mut stream, outcome) = forward(&lab, service).await;
+    stream.write_all(b"you first").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer)).await.expect("no end").unwrap();
+    assert_eq!(answer, "all I have");
+    let more = vec![7; 3 << 20];
+    stream.write_all(&more).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(hearing.recv().await.unwrap() == more, "bytes after the service's end changed");
+    outcome.await.unwrap().unwrap();
+
+    let (mut stream, outcome) = forward(&lab, service).await;
+    stream.write_all(b"I first").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(hearing.recv().await.unwrap().is_empty());
+    let mut answer = String::new();
+    tokio::time::timeout(LIMIT, stream.read_to_string(&mut answer)).await.expect("no end").unwrap();
+    assert_eq!(answer, "all I have");
+    outcome.await.unwrap().unwrap();
+    lab.finish().await;
+}
+
+/// A service that closed altogether says so when it is written to, and a visitor who left is told of to the service.
+async fn wholly_closed(over: Over) {
+    let (left, mut leaving) = mpsc::channel(1);
+    let service = scripted(move |mut peer| {
+        let left = left.clone();
+        async move {
+            if peer.some().await == b"go" {
+                return;
+            }
+            peer.io.shutdown().await.unwrap();
+            peer.ended().await;
+            left.send(()).await.unwrap();
+        }
+    })
+    .await;
+    let lab = Lab::start(over, &rule("http_status:404")).await;
+    let (mut stream, mut outcome) = forward(&lab, service).await;
+    stream.write_all(b"go").await.unwrap();
+    assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    // The first bytes are answered with a reset by the service's machine; the stream ends with those after it.
+    while outcome.try_recv().is_err() {
+        let _ = stream.write_all(b"more").await;
+        tokio::task::yield_now().await;
+    }
+
+    let (mut stream, outcome) = forward(&lab, service).await;
+    stream.write_all(b"stay").await.unwrap();
+    assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0);
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+    leaving.recv().await.unwrap();
+    outcome.await.unwrap().unwrap();
+    lab.finish().await;
+}
+
 async fn refused(over: Over) {
     let lab = Lab::start(over, &rule("http_status:404")).await;
     let (_stream, outcome) = forward(&lab, nobody().await).await;
@@ -270,6 +346,8 @@ async fn with_length(over: Over) {
 over_both! {
     the_end_of_the_service_ends_a_private_stream => service_ends,
     a_private_destination_that_cannot_be_dialled_is_an_error => refused,
+    a_private_stream_is_half_closed_by_either_end => half_closed,
+    a_private_stream_ends_with_whoever_is_gone_altogether => wholly_closed,
     more_flows_than_allowed_are_refused_and_a_place_is_given_back => flow_limit,
     a_socks_proxy_judges_names_by_their_addresses_and_inherits_rules => socks_names,
     a_socks_proxy_says_why_it_could_not_connect => socks_failures,

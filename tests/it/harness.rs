@@ -1,6 +1,8 @@
 //! An edge, a connector and whatever service a test wants, in the test's own runtime on loopback and free ports.
 
 pub(crate) mod peer;
+pub(crate) mod process;
+pub(crate) mod program;
 pub(crate) mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -402,6 +404,11 @@ pub(crate) async fn canned(answer: impl Into<Vec<u8>>) -> SocketAddr {
         }
     })
     .await
+}
+
+/// An address where nobody listens now.
+pub(crate) async fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 /// A configuration with one rule for everything.

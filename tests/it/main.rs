@@ -4,10 +4,12 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::or_fun_call,
+    clippy::print_stderr,
     reason = "a test that fails says why by panicking"
 )]
 
 mod body;
+mod chaos;
 mod cli;
 mod cloudflared;
 mod config_cases;
@@ -18,6 +20,10 @@ mod config_secrets;
 mod config_values;
 mod credentials_cases;
 mod credentials_source;
+mod drain_edge;
+mod drain_load;
+mod drain_process;
+mod drain_websocket;
 mod edge_front;
 mod edge_limits;
 mod edge_retry;
@@ -26,6 +32,7 @@ mod edge_stop;
 mod edge_strict;
 mod edges;
 mod flows;
+mod grpc;
 mod harness;
 mod heads;
 mod http;
@@ -35,7 +42,10 @@ mod http_tls;
 mod https;
 mod ingress_table;
 mod layers;
+mod many;
+mod netns;
 mod origins;
+mod own_edge;
 mod raw_attempts;
 mod raw_connector;
 mod raw_edge;
@@ -44,13 +54,17 @@ mod raw_quic;
 mod raw_service;
 mod refusals;
 mod rules_pushed;
+mod several_edges;
+mod silence;
 mod socks;
 mod streams;
+mod trailers;
 mod visitors;
 mod volume;
 mod websocket;
 mod websocket_frames;
 mod wire_craft;
+mod wire_framing;
 mod wire_hostile;
 mod wire_rpc;
 mod wire_vectors;

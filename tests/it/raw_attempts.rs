@@ -186,3 +186,42 @@ async fn an_edge_that_knows_the_connection_already_is_left_for_another() {
         _ = known.accept_quic() => panic!("the same edge again"),
     }
 }
+
+/// Counts what an edge does to every connection until there were twelve.
+async fn twelve_attempts(what: &str, protocol: &str, edge: &RawEdge, each: impl AsyncFn()) {
+    let _connector = edge.connector(protocol, &rules().await).await;
+    let started = Instant::now();
+    for _ in 0..12 {
+        each().await;
+    }
+    // The waits are drawn from a quarter, a half and then whole seconds: five in the mean.
+    assert!(started.elapsed() > Duration::from_secs(1), "{what}: twelve attempts in {:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn in_no_state_does_a_connector_try_in_a_tight_loop() {
+    let closing = async {
+        let edge = RawEdge::new().await;
+        let close = async || drop(soon("a dial", edge.tcp.accept()).await.unwrap());
+        twelve_attempts("closed at once", "http2", &edge, close).await;
+    };
+    let speechless = async {
+        let edge = RawEdge::new().await;
+        twelve_attempts("closed after TLS", "http2", &edge, async || drop(edge.accept_tls().await)).await;
+    };
+    let fickle = async {
+        // A registration alone does not make a connection a good one.
+        let edge = RawEdge::new().await;
+        let close = async || edge.quic_peer().await.connection.close(0u32.into(), b"");
+        twelve_attempts("closed after the registration", "quic", &edge, close).await;
+    };
+    let garbage = async {
+        let edge = RawEdge::new().await;
+        twelve_attempts("no TLS", "http2", &edge, async || {
+            let (mut tcp, _) = soon("a dial", edge.tcp.accept()).await.unwrap();
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut tcp, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        })
+        .await;
+    };
+    tokio::join!(closing, speechless, fickle, garbage);
+}

@@ -229,11 +229,24 @@ impl RawEdge {
 
     /// A registered connection over QUIC.
     pub(crate) async fn quic_peer(&self) -> QuicPeer {
+        self.quic_peer_confirming(&[]).await
+    }
+
+    /// The same, with features in the answer to the registration.
+    pub(crate) async fn quic_peer_confirming(&self, features: &[&str]) -> QuicPeer {
+        let (peer, reply) = self.quic_asked().await;
+        let features = features.iter().map(|&feature| feature.to_owned()).collect();
+        let _ = reply.send(Ok(Registered { features, ..registered(true) }));
+        peer
+    }
+
+    /// A connection over QUIC whose registration waits for its answer.
+    pub(crate) async fn quic_asked(&self) -> (QuicPeer, oneshot::Sender<Result<Registered, Refusal>>) {
         let connection = self.accept_quic().await;
         let (send, recv) = soon("the control stream", connection.accept_bi()).await.unwrap();
         let mut calls = self.control(recv, send);
-        let registration = accept(&mut calls, Ok(registered(true))).await;
-        QuicPeer { connection, calls, registration, rpc: self.rpc.clone() }
+        let (registration, reply) = asked(&mut calls).await;
+        (QuicPeer { connection, calls, registration, rpc: self.rpc.clone() }, reply)
     }
 
     /// An HTTP/2 client on a fresh connection; the receiver hears how the connection ended.
@@ -263,19 +276,32 @@ impl RawEdge {
 
     /// A registered connection over HTTP/2.
     pub(crate) async fn h2_peer(&self) -> H2Peer {
+        let (peer, reply) = self.h2_asked().await;
+        let _ = reply.send(Ok(registered(true)));
+        peer
+    }
+
+    /// A connection over HTTP/2 whose registration waits for its answer.
+    pub(crate) async fn h2_asked(&self) -> (H2Peer, oneshot::Sender<Result<Registered, Refusal>>) {
         let (mut sender, end) = self.h2().await;
         let mut calls = self.h2_control(&mut sender).await;
-        let registration = accept(&mut calls, Ok(registered(true))).await;
-        H2Peer { sender, _end: end, calls, registration }
+        let (registration, reply) = asked(&mut calls).await;
+        (H2Peer { sender, _end: end, calls, registration }, reply)
     }
 }
 
 /// Waits for the registration and answers it.
 pub(crate) async fn accept(calls: &mut mpsc::Receiver<EdgeCall>, answer: Result<Registered, Refusal>) -> Registration {
+    let (registration, reply) = asked(calls).await;
+    let _ = reply.send(answer);
+    registration
+}
+
+/// Waits for the registration.
+async fn asked(calls: &mut mpsc::Receiver<EdgeCall>) -> (Registration, oneshot::Sender<Result<Registered, Refusal>>) {
     let call = soon("a registration", calls.recv()).await;
     let Some(EdgeCall::Register(registration, reply)) = call else { panic!("no registration: {call:?}") };
-    let _ = reply.send(answer);
-    *registration
+    (*registration, reply)
 }
 
 pub(crate) fn registered(remotely_managed: bool) -> Registered {

@@ -296,7 +296,9 @@ async fn a_drained_connector_unregisters_and_serves_until_the_edge_closes() {
     let vector = vectors.iter().find(|vector| vector["name"] == "ready").unwrap();
     let wanted =
         vector["body"].as_str().unwrap().replace("1705c20c-bdc6-4233-a706-6d6acd5dca39", &connector.id.to_string());
-    assert_eq!(ready, (200, wanted));
+    // The peer's keys as the peer writes them; what follows is ours.
+    let start = format!("{},\"connections\":[", wanted.strip_suffix('}').unwrap());
+    assert!(ready.0 == 200 && ready.1.starts_with(&start), "{ready:?}");
     connector.tasks.drain();
     let Some(EdgeCall::Unregister(reply)) = soon("the unregistration", peer.calls.recv()).await else { panic!() };
     peer.serves("the call").await;

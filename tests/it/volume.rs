@@ -1,7 +1,6 @@
 //! Amounts: large bodies, many requests, long messages, slow readers.
 
 use std::{
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,11 +12,10 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::{Child, Command},
 };
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 
-use crate::harness::{LIMIT, Lab, Over, in_time, mirror, over_both, read_head, rule, service};
+use crate::harness::{LIMIT, Lab, Over, in_time, mirror, over_both, process::Process, read_head, rule, service};
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8 ^ (n >> 13) as u8).collect()
@@ -181,39 +179,10 @@ async fn tcp_both_ways_with_half_close(over: Over) {
     lab.finish().await;
 }
 
-/// The connector as a process of its own, so that its memory is its own.
-struct Process {
-    child: Child,
-    lab: Lab,
-}
-
-impl Process {
-    async fn start(over: Over, rules: &str) -> Self {
-        let lab = Lab::edge_only().await;
-        let (config, token) = (lab.dir.path().join("config.yml"), lab.dir.path().join("token"));
-        std::fs::write(&config, rules).unwrap();
-        std::fs::write(&token, lab.token.encode().as_bytes()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
-        command.args(["run", "--metrics", "127.0.0.1:0", "--protocol", over.as_str(), "--ha-connections", "1"]);
-        command.arg("--edge").arg(lab.connectors.to_string()).arg("--edge-ca").arg(lab.state.ca_path());
-        command.arg("--config").arg(&config).arg("--token-file").arg(&token);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-        lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.expect("the connector did not register");
-        Self { child, lab }
-    }
-
-    /// Resident memory in KiB: now (`VmRSS`) or at most so far (`VmHWM`).
-    fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").trim().parse().unwrap()
-    }
-
-    /// Some traffic first, so that what is measured afterwards is growth and not start-up.
-    async fn warm_up(&self, path: &str) {
-        for _ in 0..20 {
-            self.lab.get(path).await;
-        }
+/// Some traffic first, so that what is measured afterwards is growth and not start-up.
+async fn warm_up(process: &Process, path: &str) {
+    for _ in 0..20 {
+        process.lab.get(path).await;
     }
 }
 
@@ -239,7 +208,7 @@ async fn slow_visitor(over: Over) {
     })
     .await;
     let process = Process::start(over, &rule(format!("http://{service}"))).await;
-    process.warm_up("/small").await;
+    warm_up(&process, "/small").await;
     let before = process.memory("VmRSS");
     let mut visitor = TcpStream::connect(process.lab.http).await.unwrap();
     visitor.write_all(b"GET /large HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();

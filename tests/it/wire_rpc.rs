@@ -219,10 +219,10 @@ async fn read_until(far: &mut (impl tokio::io::AsyncRead + Unpin), needle: &[u8]
 }
 
 /// Plays an edge's bytes of one call to the connector's half.
-async fn call(vector: &Value) -> (mpsc::Receiver<Push>, DuplexStream) {
+async fn call(vector: &Value, own_edge: bool) -> (mpsc::Receiver<Push>, DuplexStream) {
     let (recv, send, mut far) = wire();
     let (pushes, pushed) = mpsc::channel::<Push>(1);
-    Tasks::new().attend(async move { calls::serve(&RpcThread::new(), recv, send, pushes).await });
+    Tasks::new().attend(async move { calls::serve(&RpcThread::new(), recv, send, own_edge, pushes).await });
     let list = vector["call_phase"]["edge_messages_hex"].as_array().unwrap();
     let list: Vec<_> = list.iter().map(|hex| unhex(hex.as_str().unwrap())).collect();
     let call = list.iter().position(|message| message[16] == 2).unwrap();
@@ -232,11 +232,13 @@ async fn call(vector: &Value) -> (mpsc::Receiver<Push>, DuplexStream) {
 
 #[tokio::test]
 async fn configurations_of_a_real_edge_arrive_whole_and_are_answered() {
-    for name in ["update_configuration_ok", "update_configuration_err"] {
+    for (name, own) in [("update_configuration_ok", true), ("update_configuration_err", false)] {
         let vector = vector("rpc.cloudflared_server", name);
-        let (mut pushed, mut far) = call(&vector).await;
-        let Push { version, config, reply } = tokio::time::timeout(LIMIT, pushed.recv()).await.unwrap().unwrap();
+        let (mut pushed, mut far) = call(&vector, own).await;
+        let Push { version, config, own_edge, reply } =
+            tokio::time::timeout(LIMIT, pushed.recv()).await.unwrap().unwrap();
         assert_eq!(i64::from(version), vector["input"]["version"].as_i64().unwrap(), "{name}");
+        assert_eq!(own_edge, own, "{name}");
         assert_eq!(config, vector["input"]["config_utf8"].as_str().unwrap(), "{name}");
         reply.send(Applied { version, error: "because of this".into() }).unwrap();
         read_until(&mut far, b"because of this").await;
@@ -246,7 +248,7 @@ async fn configurations_of_a_real_edge_arrive_whole_and_are_answered() {
 #[tokio::test]
 async fn a_udp_session_is_refused_in_the_protocols_words() {
     for name in ["register_udp_session_ok", "register_udp_session_v6_err"] {
-        let (_pushed, mut far) = call(&vector("rpc.cloudflared_server", name)).await;
+        let (_pushed, mut far) = call(&vector("rpc.cloudflared_server", name), false).await;
         read_until(&mut far, b"UDP sessions are not supported").await;
     }
 }
@@ -254,7 +256,7 @@ async fn a_udp_session_is_refused_in_the_protocols_words() {
 #[tokio::test]
 async fn the_end_of_an_unknown_udp_session_is_fine() {
     for name in ["unregister_udp_session", "unregister_udp_session_exception"] {
-        let (mut pushed, mut far) = call(&vector("rpc.cloudflared_server", name)).await;
+        let (mut pushed, mut far) = call(&vector("rpc.cloudflared_server", name), false).await;
         // A Return without results follows the Return of the bootstrap; then the stream may end.
         far.shutdown().await.unwrap();
         let mut rest = Vec::new();

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::Busy;
+use super::{Busy, head::strip_names_of_others};
 use crate::{
     edge::session::InFlight,
     transport::{Recv, Send, StreamError},
@@ -96,14 +96,16 @@ impl Upload {
                     }
                     Ok(_) => {}
                     Err(frame) => {
-                        if let Ok(trailers) = frame.into_trailers() {
-                            send.finish_with(trailers);
+                        if let Ok(mut trailers) = frame.into_trailers() {
+                            strip_names_of_others(&mut trailers);
+                            // An end that could not be said resets the stream.
+                            let _ = send.end_with(trailers).await;
                             return;
                         }
                     }
                 }
             }
-            send.finish();
+            let _ = send.end().await;
         });
         Self { sending, source }
     }
@@ -160,7 +162,8 @@ impl Body for FrontBody {
                 streamed.ended = true;
                 match trailers {
                     Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                    _ => Poll::Ready(None),
+                    Ok(None) => Poll::Ready(None),
+                    Err(error) => Poll::Ready(Some(Err(error))),
                 }
             }
         }

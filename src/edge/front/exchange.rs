@@ -109,7 +109,7 @@ async fn exchange(
         shared.tasks.spawn(async move {
             let _counted = (in_flight, busy);
             if let Ok(io) = upgraded.await
-                && let Outcome::Cut(io) = relay::splice(TokioIo::new(io), send, recv).await
+                && let Outcome::Cut(io) = relay::splice(TokioIo::new(io), send, recv, relay::Ends::Together).await
             {
                 cut_upgraded(io.into_inner());
             }
@@ -120,7 +120,7 @@ async fn exchange(
     strip_hop_by_hop(&mut headers);
     let length = connect::content_length(&headers).ok().flatten();
     let bodiless = method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    let body = if bodiless || length == Some(0) {
+    let body = if bodiless || length == Some(0) || recv.is_end() {
         FrontBody::Text(None)
     } else {
         let counted = Streamed { recv, upload, length, ended: false, _kept: kept, _in_flight: in_flight, _busy: busy };

@@ -95,7 +95,12 @@ pub(super) fn request_head(
     } else {
         body.size_hint().exact().map_or(BodyLength::Unknown, BodyLength::Known)
     };
+    let trailers_welcome = hop::tokens(&headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     strip_hop_by_hop(&mut headers);
+    if trailers_welcome && !upgrade {
+        // Each hop says so anew (RFC 9110 §10.1.4), and gRPC services answer nobody who does not.
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
     headers.remove(header::HOST);
     headers.remove(header::CONTENT_LENGTH);
     strip_names_of_others(&mut headers);
@@ -132,7 +137,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 const JUMP_DESTINATION: HeaderName = HeaderName::from_static("cf-access-jump-destination");
 
 /// `_` and `-` are one to many services, so both spellings go.
-fn strip_names_of_others(headers: &mut HeaderMap) {
+pub(super) fn strip_names_of_others(headers: &mut HeaderMap) {
     let spoofed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| **name != JUMP_DESTINATION)

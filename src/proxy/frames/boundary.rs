@@ -1,6 +1,9 @@
 //! Where a frame may be put into a WebSocket that is passed through.
 
-use super::header::{Partial, Raw};
+use super::{
+    MAX_CONTROL, Role,
+    header::{Partial, Raw},
+};
 
 const CLOSE: u8 = 0x8;
 
@@ -12,6 +15,8 @@ pub struct Boundary {
     frame: Option<Frame>,
     /// The last data frame was not its message's last (RFC 6455 §5.4).
     in_message: bool,
+    /// Whether every frame must be masked or none; `None` takes either.
+    masked: Option<bool>,
     end: Option<End>,
 }
 
@@ -29,6 +34,12 @@ impl Boundary {
     /// A direction of which nothing has been seen yet: the first byte behind the handshake comes next.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// As [`Boundary::new`], for bytes that arrive at an end of this role: a frame that is masked when it must not be,
+    /// or the reverse (RFC 6455 §5.1), is no WebSocket's.
+    pub fn arriving_at(role: Role) -> Self {
+        Self { masked: Some(role == Role::Server), ..Self::default() }
     }
 
     /// Counts the bytes that are passed on next, and says where in them the first boundaries stand. For one before the
@@ -70,14 +81,17 @@ impl Boundary {
         self.end == Some(End::Closed)
     }
 
-    /// Whether the bytes were no WebSocket's (a length above 2^63-1). No boundary is known from there on.
+    /// Whether the bytes were no WebSocket's: a length above 2^63-1, a control frame that is fragmented or longer than
+    /// 125 bytes, or the wrong masking. No boundary is known from there on.
     pub fn is_lost(&self) -> bool {
         self.end == Some(End::Lost)
     }
 
     fn begin(&mut self, header: Option<Raw>) {
         let Some(header) = header else { return };
-        if header.is_too_long() {
+        let misshapen = header.is_control() && (!header.fin() || header.length > MAX_CONTROL as u64);
+        let misplaced = self.masked.is_some_and(|masked| masked != header.mask.is_some());
+        if header.is_too_long() || misshapen || misplaced {
             self.end = Some(End::Lost);
             return;
         }

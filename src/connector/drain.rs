@@ -1,0 +1,172 @@
+//! The end of a registered connection that is drained, or that another one replaced (protocol.md §5.4).
+//!
+//! Unregister; serve what still arrives; leave when the edge closes, or after two idle seconds behind its answer. A
+//! drain ends with the grace period at the latest; a connection that was replaced has none and ends with its last
+//! request, or when it is dead. What is idle has also sent everything: an answer whose task has ended
+//! may still wait in the transport for a slow path or a slow visitor.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Shared,
+    connection::start,
+    liveness::{BEAT, Liveness, Look},
+};
+use crate::{
+    proxy::Via,
+    transport::{Pending, Session},
+    wire::registration::Control,
+};
+
+/// After the edge answered the unregistration, a connection that is idle for this long is closed by us.
+const IDLE: Duration = Duration::from_secs(2);
+/// An edge that has not answered by then will not; a call over a slow path needs two round trips.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// The edge is told to send nothing new even without a grace period. It has this long to take it.
+const LEAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Where there is no end; looked at anew with every beat.
+const FAR: Duration = Duration::from_secs(3600);
+/// How often an idle QUIC connection is asked whether it is still sending.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What became of the unregistration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Asked,
+    Answered,
+    /// No answer, or a refusal: whatever the edge thinks, it is not to be waited for.
+    Unheard,
+}
+
+/// Unregisters, then serves until the connection may be closed. Returns how many streams the end cuts.
+pub(super) async fn drain(
+    shared: &Arc<Shared>,
+    via: Via,
+    session: &mut Session,
+    control: Arc<Control>,
+    streams: &TaskTracker,
+    liveness: &mut Liveness,
+) -> usize {
+    let draining = shared.tasks.draining();
+    let grace_ends = || {
+        let drained = shared.tasks.drained_at().map(|began| began + shared.config.grace);
+        drained.unwrap_or_else(|| Instant::now() + FAR)
+    };
+    let mut deadline = grace_ends();
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let now = Instant::now();
+    let answer_by = (now + ANSWER_LIMIT).min(deadline).max(now + LEAST_ANSWER_LIMIT);
+    let mut answer = unregister(shared, via, control, answer_by - now);
+    let mut told = Told::Asked;
+    let mut idle = Idle::default();
+    let mut drained = draining.is_cancelled();
+    loop {
+        let now = Instant::now();
+        let quiet = told != Told::Asked && streams.is_empty();
+        let until = match idle.until(quiet.then(|| session.stream_frames()), now) {
+            // An HTTP/2 connection says goodbye and ends by itself once everything is sent.
+            Some(until) if until <= now && told == Told::Answered && session.say_goodbye() => deadline,
+            Some(until) => until.min(deadline),
+            None => deadline,
+        };
+        // While the edge has not been heard, what it still sends gets an answer.
+        let until = if told == Told::Asked { until.max(answer_by) } else { until };
+        if until <= now {
+            return streams.len();
+        }
+        tokio::select! {
+            pending = session.accept() => match pending {
+                Ok(pending) if now < deadline => start(shared, streams, via, pending),
+                Ok(pending) => refuse(shared, pending),
+                // Streams of a connection that is gone end by themselves.
+                Err(_) => return streams.len(),
+            },
+            outcome = &mut answer, if told == Told::Asked => {
+                told = if outcome == Ok(true) { Told::Answered } else { Told::Unheard };
+            }
+            // The deadline of a connection that was replaced moves on, until there is one.
+            _ = beat.tick() => {
+                deadline = grace_ends();
+                if liveness.look() == Look::Dead {
+                    return streams.len();
+                }
+            }
+            () = draining.cancelled(), if !drained => {
+                drained = true;
+                deadline = grace_ends();
+            }
+            () = emptied(streams), if told != Told::Asked && !quiet => {}
+            () = tokio::time::sleep_until(until.min(now + LOOK)), if quiet => {}
+            () = tokio::time::sleep_until(until), if !quiet => {}
+        }
+    }
+}
+
+/// Since when nothing happens on a connection.
+#[derive(Default)]
+struct Idle {
+    since: Option<(Instant, u64)>,
+}
+
+impl Idle {
+    /// When a connection has been idle for long enough, if nothing happens until then. `quiet` is `None` while streams
+    /// are open or the edge has not answered, else how much was sent so far.
+    fn until(&mut self, quiet: Option<u64>, now: Instant) -> Option<Instant> {
+        self.since = quiet.map(|sent| match self.since {
+            Some((since, before)) if before == sent => (since, sent),
+            _ => (now, sent),
+        });
+        self.since.map(|(since, _)| since + IDLE)
+    }
+}
+
+/// Completes with whether the edge took the unregistration.
+fn unregister(shared: &Arc<Shared>, via: Via, control: Arc<Control>, limit: Duration) -> oneshot::Receiver<bool> {
+    let (told, answered) = oneshot::channel();
+    shared.tasks.spawn(async move {
+        let outcome = control.unregister(limit).await;
+        match &outcome {
+            Ok(()) => tracing::info!(index = via.connection, "unregistered"),
+            Err(error) => tracing::warn!(index = via.connection, error, "could not unregister"),
+        }
+        let _ = told.send(outcome.is_ok());
+    });
+    answered
+}
+
+fn refuse(shared: &Arc<Shared>, pending: Pending) {
+    let metrics = shared.metrics.clone();
+    shared.tasks.spawn(async move { crate::proxy::refuse_draining(&metrics, pending).await });
+}
+
+async fn emptied(streams: &TaskTracker) {
+    streams.close();
+    streams.wait().await;
+    streams.reopen();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_is_two_seconds_without_a_stream_and_without_a_frame_of_one() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut idle = Idle::default();
+        assert_eq!(idle.until(None, at(0)), None);
+        assert_eq!(idle.until(Some(7), at(1)), Some(at(3)));
+        assert_eq!(idle.until(Some(7), at(2)), Some(at(3)));
+        // The last answer is still being sent, although nobody waits for it here.
+        assert_eq!(idle.until(Some(9), at(3)), Some(at(5)));
+        assert_eq!(idle.until(None, at(4)), None, "a request arrived");
+        assert_eq!(idle.until(Some(9), at(5)), Some(at(7)));
+    }
+}
