@@ -3,6 +3,7 @@
 //! Liveness says that the process answers, nothing more: an edge that is away must not kill a pod.
 
 pub mod drain;
+mod edge;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -150,7 +151,7 @@ fn answer(view: &View, request: &Request<Incoming>, near: bool) -> Response<Full
     }
     match view {
         View::Connector(view) => view.answer(request.uri().path()),
-        View::Edge { edge, started } => edge_answer(edge, *started, request.uri().path()),
+        View::Edge { edge: handle, started } => edge::answer(handle, *started, request.uri().path()),
     }
 }
 
@@ -270,48 +271,6 @@ impl ConnectorView {
 /// OpenMetrics, which the text exposition format of older scrapers is a subset of.
 fn metrics_text(body: String) -> Response<Full<Bytes>> {
     of_type(StatusCode::OK, body, "application/openmetrics-text; version=1.0.0; charset=utf-8")
-}
-
-fn edge_answer(edge: &EdgeHandle, started: tokio::time::Instant, path: &str) -> Response<Full<Bytes>> {
-    match path {
-        "/startupz" => health(true, ""),
-        "/readyz" => {
-            let tunnels = edge.tunnels();
-            let all = tunnels.iter().all(|tunnel| !edge.registry().of(tunnel.id).is_empty());
-            health(all || started.elapsed() >= Duration::from_secs(10), "waiting for connectors\n")
-        }
-        "/metrics" => {
-            use std::fmt::Write;
-            let mut body = String::from(
-                "# HELP adit_edge_connections Registered connections\n# TYPE adit_edge_connections gauge\n",
-            );
-            for tunnel in edge.tunnels().iter() {
-                let count = edge.registry().of(tunnel.id).len();
-                let _ = writeln!(body, "adit_edge_connections{{tunnel=\"{}\"}} {count}", tunnel.id);
-            }
-            body.push_str("# EOF\n");
-            metrics_text(body)
-        }
-        "/" => {
-            use std::fmt::Write;
-            let mut page = format!("adit edge {}\n\n", env!("CARGO_PKG_VERSION"));
-            for tunnel in edge.tunnels().iter() {
-                let _ = writeln!(page, "tunnel {} {} {}", tunnel.id, tunnel.name, tunnel.hostnames.join(" "));
-                for session in edge.registry().of(tunnel.id).iter() {
-                    let _ = writeln!(
-                        page,
-                        "  connector {} connection {} {} in flight {}",
-                        session.connector(),
-                        session.index(),
-                        session.transport(),
-                        session.in_flight()
-                    );
-                }
-            }
-            text(StatusCode::OK, page)
-        }
-        _ => text(StatusCode::NOT_FOUND, "not found\n"),
-    }
 }
 
 /// The address others on this machine may be listening on, for a message.

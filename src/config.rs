@@ -5,7 +5,7 @@
 
 mod allowlist;
 mod change;
-mod duration;
+pub(crate) mod duration;
 mod explain;
 mod export;
 mod flags;

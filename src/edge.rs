@@ -5,8 +5,11 @@
 
 pub mod certificates;
 mod control;
+mod fate;
 mod follow;
 mod front;
+mod leaf;
+pub mod limits;
 mod listen;
 pub mod registry;
 mod relay;
@@ -18,23 +21,35 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    metrics::edge::EdgeMetrics,
     shutdown::Tasks,
     tls,
+    transport::Transport,
     wire::{H2_SERVER_NAME, Head, PROBE_SERVER_NAME, QUIC_SERVER_NAME, connect::Answer, rpc::RpcThread},
 };
 use certificates::Certificates;
+use leaf::Leaf;
+use limits::{Limits, Places};
 use registry::Registry;
+use relay::Outcome;
 use state::{StateDir, Tunnels};
+
+/// How long an edge that is asked to stop still accepts visitors, unready: whoever chooses doors by `/readyz` needs a
+/// moment to see it.
+pub const UNREADY: Duration = Duration::from_secs(2);
+/// Visitors who connected before the listeners closed have this long to say what they want.
+const LAST_HEADS: Duration = Duration::from_secs(3);
 
 /// What an edge is told.
 #[derive(Clone, Debug)]
@@ -51,10 +66,16 @@ pub struct EdgeConfig {
     pub certificates: Vec<certificates::FileCertificate>,
     /// What registration tells connectors about the place.
     pub location: String,
+    /// Bounds on what strangers can grow.
+    pub limits: Limits,
+    /// Whether a request that was not sent yet, or that may be sent twice, tries another connection.
+    pub retry: bool,
+    /// How long visitors are still accepted once the edge drains, [`UNREADY`] by default.
+    pub unready: Duration,
 }
 
 impl EdgeConfig {
-    /// An edge on loopback with free ports.
+    /// An edge on loopback with free ports, which has no balancer in front and so closes its doors at once.
     pub fn loopback(state: StateDir) -> Self {
         let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         Self {
@@ -64,6 +85,9 @@ impl EdgeConfig {
             https: Some(any),
             certificates: Vec::new(),
             location: "loopback".into(),
+            limits: Limits::default(),
+            retry: true,
+            unready: Duration::ZERO,
         }
     }
 }
@@ -100,6 +124,17 @@ pub(crate) struct Shared {
     pub(crate) rpc: RpcThread,
     pub(crate) tasks: Tasks,
     pub(crate) location: String,
+    pub(crate) limits: Limits,
+    pub(crate) retry: bool,
+    pub(crate) metrics: EdgeMetrics,
+    /// Visitors' connections.
+    visitors: Arc<Places>,
+    /// Connectors that have not registered yet.
+    arrivals: Arc<Places>,
+    /// Cancelled when the visitors' doors close, some time after the drain began.
+    pub(crate) closing: CancellationToken,
+    /// Cancelled when connectors are let go, once no visitor can ask any more.
+    pub(crate) moving: CancellationToken,
 }
 
 /// A bound edge.
@@ -112,6 +147,7 @@ pub struct Edge {
     visitor_tls: Arc<rustls::ServerConfig>,
     http: Option<TcpListener>,
     https: Option<TcpListener>,
+    unready: Duration,
 }
 
 /// A view on a running edge, for its admin address, `demo` and tests.
@@ -126,12 +162,13 @@ impl Edge {
     /// [`Error`].
     pub async fn bind(config: EdgeConfig, tasks: Tasks) -> Result<Self, Error> {
         let (authority, tunnels) = config.state.open()?;
-        let names = [QUIC_SERVER_NAME, H2_SERVER_NAME, PROBE_SERVER_NAME].map(str::to_owned);
-        let leaf = authority.issue_server(&names)?;
+        let authority = Arc::new(authority);
+        let names = [QUIC_SERVER_NAME, H2_SERVER_NAME, PROBE_SERVER_NAME];
+        let leaf = Arc::new(Leaf::new(authority.clone(), &names, SystemTime::now)?);
         let (tunnels, known) = watch::channel(Arc::new(tunnels));
-        let certificates = Certificates::new(&config.certificates, authority, known)?;
-        let (quic, tcp) = listen::bind_pair(config.listen, &leaf).await?;
-        let connector_tls = listen::connector_tls(&leaf)?;
+        let certificates = Certificates::new(&config.certificates, authority, known, SystemTime::now)?;
+        let (quic, tcp) = listen::bind_pair(config.listen, leaf.clone()).await?;
+        let connector_tls = listen::connector_tls(leaf)?;
         let visitor_tls = certificates.server_config()?;
         let http = listen::bind_optional(config.http).await?;
         let https = listen::bind_optional(config.https).await?;
@@ -143,8 +180,15 @@ impl Edge {
             rpc: RpcThread::new(),
             tasks,
             location: config.location,
+            retry: config.retry,
+            metrics: EdgeMetrics::new(),
+            visitors: Places::new(config.limits.connections, config.limits.connections_per_address),
+            arrivals: Places::new(config.limits.arrivals, config.limits.arrivals_per_address),
+            limits: config.limits,
+            closing: CancellationToken::new(),
+            moving: CancellationToken::new(),
         });
-        Ok(Self { shared, quic, tcp, connector_tls, visitor_tls, http, https })
+        Ok(Self { shared, quic, tcp, connector_tls, visitor_tls, http, https, unready: config.unready })
     }
 
     /// Where connectors find it.
@@ -167,16 +211,18 @@ impl Edge {
         EdgeHandle(self.shared.clone())
     }
 
-    /// Serves until its tasks are drained; connections then end as they become idle.
+    /// Serves until its tasks are drained and every connection has ended in good order: visitors are served for the
+    /// time in [`EdgeConfig::unready`] as if nothing were, then their doors close and their connections end with what
+    /// they have; then connectors are let go as they become idle. Who waits for this sets the limit.
     ///
     /// # Errors
     ///
     /// When the state cannot be watched.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { shared, quic, tcp, connector_tls, visitor_tls, http, https } = self;
+        let Self { shared, quic, tcp, connector_tls, visitor_tls, http, https, unready } = self;
         let tasks = shared.tasks.clone();
         follow::start(&shared).map_err(Error::Follow)?;
-        tasks.spawn(listen::accept_quic(shared.clone(), quic.clone()));
+        tasks.attend(listen::accept_quic(shared.clone(), quic.clone()));
         tasks.spawn(listen::accept_tcp(shared.clone(), tcp, connector_tls));
         if let Some(listener) = http {
             tasks.spawn(front::serve(shared.clone(), listener, None));
@@ -185,6 +231,12 @@ impl Edge {
             tasks.spawn(front::serve(shared.clone(), listener, Some(visitor_tls)));
         }
         tasks.draining().cancelled().await;
+        tracing::info!(for_ = ?unready, "the edge is unready and still accepts visitors");
+        tokio::time::sleep(unready).await;
+        shared.closing.cancel();
+        // Whoever comes through the doors in the last moment has still to find connectors behind them.
+        let _ = tokio::time::timeout(LAST_HEADS, shared.visitors.empty()).await;
+        shared.moving.cancel();
         quic.wait_idle().await;
         Ok(())
     }
@@ -195,6 +247,28 @@ fn unreachable_addr() -> SocketAddr {
 }
 
 impl EdgeHandle {
+    /// Whether it takes part: not draining.
+    pub fn is_draining(&self) -> bool {
+        self.0.tasks.draining().is_cancelled()
+    }
+
+    /// Its metrics as text, with what is counted elsewhere taken over now.
+    pub fn metrics(&self) -> String {
+        let shared = &self.0;
+        let tunnels = self.tunnels();
+        let counts = tunnels.iter().flat_map(|tunnel| {
+            let sessions = shared.registry.of(tunnel.id);
+            [Transport::Quic, Transport::Http2].map(|transport| {
+                let count = sessions.iter().filter(|session| session.transport() == transport).count();
+                (tunnel.id.to_string(), transport.as_str(), count)
+            })
+        });
+        shared.metrics.set_connections(counts);
+        let (visitors, arrivals) = (shared.visitors.taken(), shared.arrivals.taken());
+        shared.metrics.set_gauges(visitors, arrivals, self.is_draining(), shared.tasks.panics());
+        shared.metrics.expose()
+    }
+
     /// The live connections.
     pub fn registry(&self) -> &Registry {
         &self.0.registry
@@ -239,14 +313,16 @@ impl EdgeHandle {
     ///
     /// With the reason why it could not be connected.
     pub async fn forward_tcp(&self, tunnel: Uuid, dest: SocketAddr, local: TcpStream) -> Result<(), String> {
-        let session = self.0.registry.pick(&[tunnel]).ok_or("no connection")?;
-        let _in_flight = session.enter();
-        let opened = session.open(&Head::Tcp(dest)).await.map_err(|error| error.to_string())?;
+        let in_flight = self.0.registry.pick(&[tunnel], &[]).ok_or("no connection")?;
+        let opened = in_flight.session().open(&Head::Tcp(dest)).await.map_err(|error| error.to_string())?;
         let (answer, recv) = opened.answer.answer().await.map_err(|error| error.to_string())?;
         match answer {
             Answer::Connected | Answer::Response(_) => {
-                let ends = if session.is_own() { relay::Ends::Apart } else { relay::Ends::Together };
-                relay::splice(local, opened.send, recv, ends).await;
+                let own = in_flight.session().is_own();
+                let ends = if own { relay::Ends::Apart } else { relay::Ends::Together };
+                if let Outcome::Cut(local) = relay::splice(local, opened.send, recv, ends).await {
+                    relay::cut(&local);
+                }
                 Ok(())
             }
             Answer::Failed { error, .. } => Err(error),

@@ -4,6 +4,7 @@
 //! Labels are closed sets or rule numbers, never hosts or paths. Handles of hot paths are resolved once.
 
 mod configuration;
+pub mod edge;
 
 use std::{
     fmt,

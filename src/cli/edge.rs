@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use tokio::sync::oneshot;
 use tracing::Level;
 use uuid::Uuid;
 
@@ -17,17 +18,19 @@ use crate::{
     admin::{self, View},
     config::MetricsAddress,
     credentials::Token,
-    edge::{Edge, EdgeConfig, state::StateDir},
+    edge::{Edge, EdgeConfig, UNREADY, state::StateDir},
     shutdown::Tasks,
     telemetry::{self, LogOptions},
     wire::EDGE_PORT,
 };
 
+/// What requests in flight get when nobody says.
+const GRACE: Duration = Duration::from_secs(30);
 const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[derive(Debug, Args)]
 pub(super) struct EdgeArgs {
-    /// File with visitors' certificates: `certificates: [ { hostnames: […], certificate: F, key: F } ]`
+    /// File with `certificates: [ { hostnames: […], certificate: F, key: F } ]`, `limits`, `retry`, `gracePeriod`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder with ca.pem, ca.key and tunnels.yml; what is missing is created
@@ -51,9 +54,9 @@ pub(super) struct EdgeArgs {
     /// debug, info, warn or error
     #[arg(long, default_value = "info", value_parser = ["debug", "info", "warn", "error"])]
     loglevel: String,
-    /// How long requests in flight may go on when stopping, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    grace_period: u64,
+    /// How long requests in flight may go on when stopping, in seconds; else the file's, else 30
+    #[arg(long, value_name = "SECONDS")]
+    grace_period: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,23 +95,27 @@ pub(super) fn run(args: EdgeArgs) -> Outcome {
         (None, None) => Some(SocketAddr::new(EVERYWHERE, 8080)),
         (http, _) => http,
     };
-    let certificates = match args.config.as_deref().map(file::read).transpose() {
-        Ok(certificates) => certificates.unwrap_or_default(),
+    let file = match args.config.as_deref().map(file::read).transpose() {
+        Ok(file) => file.unwrap_or_default(),
         Err(error) => {
             complain(&format!("adit edge: {error}"));
             return Outcome::Usage;
         }
     };
+    let grace = args.grace_period.map(Duration::from_secs).or(file.grace_period).unwrap_or(GRACE);
     let config = EdgeConfig {
         state: StateDir::new(args.state),
         listen: args.listen,
         http,
         https: args.https,
-        certificates,
+        certificates: file.certificates,
         location: args.location,
+        limits: file.limits,
+        retry: file.retry,
+        // A short grace period is mostly for what is in flight.
+        unready: UNREADY.min(grace / 2),
     };
     let metrics = args.metrics.map_or(MetricsAddress::Default, MetricsAddress::Fixed);
-    let grace = Duration::from_secs(args.grace_period);
     run::with_runtime(None, async move {
         let tasks = Tasks::new();
         let hangup = run::on_signals(&tasks);
@@ -142,15 +149,25 @@ pub(super) fn run(args: EdgeArgs) -> Outcome {
         });
         let view = View::Edge { edge: edge.handle(), started: tokio::time::Instant::now() };
         tasks.attend(admin::serve(listener, view, tasks.clone()));
-        let outcome = match edge.run().await {
-            Ok(()) => Outcome::Done,
-            Err(error) => {
+        let (failed, mut failure) = oneshot::channel();
+        let tasks_ = tasks.clone();
+        tasks.spawn(async move {
+            if let Err(error) = edge.run().await {
+                let _ = failed.send(error);
+                tasks_.drain();
+            }
+        });
+        tasks.draining().cancelled().await;
+        if !tasks.finish(grace).await {
+            tracing::warn!(?grace, "the grace period is over: what was still in flight is cut");
+        }
+        match failure.try_recv() {
+            Ok(error) => {
                 complain(&format!("adit edge: {error}"));
                 Outcome::Failed
             }
-        };
-        tasks.finish(grace).await;
-        outcome
+            Err(_) => Outcome::Done,
+        }
     })
 }
 

@@ -13,7 +13,10 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use super::state::Tunnels;
+use super::{
+    leaf::{Clock, Issued, Leaf, certified},
+    state::Tunnels,
+};
 use crate::tls::{self, issue::Authority, material::Material};
 
 /// Names whose leaves are kept; a stranger can ask for as many names as he likes.
@@ -33,10 +36,11 @@ pub struct FileCertificate {
 /// Chooses a certificate by server name.
 pub struct Certificates {
     files: Vec<(Vec<String>, Arc<CertifiedKey>)>,
-    authority: Authority,
+    authority: Arc<Authority>,
     tunnels: watch::Receiver<Arc<Tunnels>>,
-    issued: Mutex<HashMap<String, Arc<CertifiedKey>>>,
-    fallback: Arc<CertifiedKey>,
+    issued: Mutex<HashMap<String, Issued>>,
+    fallback: Leaf,
+    clock: Clock,
 }
 
 impl std::fmt::Debug for Certificates {
@@ -45,20 +49,17 @@ impl std::fmt::Debug for Certificates {
     }
 }
 
-fn certified(material: Material) -> Result<Arc<CertifiedKey>, tls::Error> {
-    Ok(Arc::new(CertifiedKey::from_der(material.chain, material.key, &tls::provider())?))
-}
-
 impl Certificates {
     /// Reads the files.
     ///
     /// # Errors
     ///
     /// When one cannot be read, or a key does not fit its certificate.
-    pub fn new(
+    pub(super) fn new(
         files: &[FileCertificate],
-        authority: Authority,
+        authority: Arc<Authority>,
         tunnels: watch::Receiver<Arc<Tunnels>>,
+        clock: Clock,
     ) -> Result<Self, tls::Error> {
         let files = files
             .iter()
@@ -67,8 +68,8 @@ impl Certificates {
                 Ok((file.hostnames.clone(), certified(material)?))
             })
             .collect::<Result<_, tls::Error>>()?;
-        let fallback = certified(authority.issue_server(&["localhost".to_owned(), "127.0.0.1".to_owned()])?)?;
-        Ok(Self { files, authority, tunnels, issued: Mutex::default(), fallback })
+        let fallback = Leaf::new(authority.clone(), &["localhost", "127.0.0.1"], clock)?;
+        Ok(Self { files, authority, tunnels, issued: Mutex::default(), fallback, clock })
     }
 
     /// The configuration for visitors: h2 and HTTP/1.1, TLS 1.2 and 1.3.
@@ -91,23 +92,25 @@ impl Certificates {
             return key.clone();
         }
         if self.tunnels.borrow().for_host(name).is_empty() {
-            return self.fallback.clone();
+            return self.fallback.current();
         }
         let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(key) = issued.get(name) {
-            return key.clone();
+        if let Some(known) = issued.get(name)
+            && !known.is_old(self.clock)
+        {
+            return known.key.clone();
         }
-        match self.authority.issue_server(&[name.to_owned()]).and_then(certified) {
-            Ok(key) => {
+        match Issued::new(&self.authority, &[name.to_owned()], self.clock) {
+            Ok(made) => {
                 if issued.len() >= KEPT {
                     issued.clear();
                 }
-                issued.insert(name.to_owned(), key.clone());
-                key
+                issued.insert(name.to_owned(), made.clone());
+                made.key
             }
             Err(error) => {
                 tracing::warn!(name, %error, "cannot issue a visitor's certificate");
-                self.fallback.clone()
+                self.fallback.current()
             }
         }
     }
@@ -125,7 +128,7 @@ impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(match hello.server_name() {
             Some(name) => self.for_name(&name.to_lowercase()),
-            None => self.fallback.clone(),
+            None => self.fallback.current(),
         })
     }
 }

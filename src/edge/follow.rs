@@ -11,7 +11,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{Shared, session::Session, state::Tunnel};
-use crate::{config, follow::Followed};
+use crate::{config, follow::Followed, metrics::edge::Pushed};
 
 /// Changes settle for this long: an editor writes in several steps.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -70,6 +70,7 @@ fn retire_strangers(shared: &Shared) {
         let known = tunnels.get(session.tunnel()).is_some_and(|tunnel| tunnel.secrets.contains(session.secret_hash()));
         if !known {
             session.retire();
+            shared.registry.remove(&session);
         }
     }
 }
@@ -149,22 +150,70 @@ pub(super) fn push_rules(shared: &Arc<Shared>, tunnel: &Tunnel, newcomer: Option
     }
 }
 
-/// Pushes to one connection, in a task of its own.
+/// Pushes to one connection, in a task of its own, one after the other.
 fn push(shared: &Arc<Shared>, session: &Arc<Session>, rules: Rules) {
-    let (rpc, session) = (shared.rpc.clone(), session.clone());
+    let (shared_, session) = (shared.clone(), session.clone());
     shared.tasks.spawn(async move {
-        let (tunnel, index) = (session.tunnel(), session.index());
-        match session.push(&rpc, rules.version, rules.json).await {
-            Ok(applied) if applied.error.is_empty() => {
-                tracing::info!(%tunnel, index, version = applied.version, "rules pushed");
-            }
-            Ok(applied) => {
-                tracing::error!(
-                    %tunnel, index, version = applied.version, error = applied.error,
-                    "the connector refused the rules"
-                );
-            }
-            Err(error) => tracing::warn!(%tunnel, index, error, "the rules could not be pushed"),
+        let _turn = session.turn_to_push().await;
+        // Rules that changed again while this waited are pushed by who comes next.
+        if latest(&shared_, session.tunnel()).is_none_or(|latest| latest.version <= rules.version) {
+            push_now(&shared_, &session, rules).await;
         }
     });
+}
+
+fn latest(shared: &Shared, tunnel: Uuid) -> Option<Rules> {
+    shared.rules.lock().unwrap_or_else(PoisonError::into_inner).get(&tunnel).cloned()
+}
+
+async fn push_now(shared: &Arc<Shared>, session: &Arc<Session>, rules: Rules) {
+    let (tunnel, index) = (session.tunnel(), session.index());
+    let Rules { version, json } = rules;
+    let outcome = match session.push(&shared.rpc, version, json).await {
+        Ok(applied) if applied.version > version => {
+            tracing::warn!(
+                %tunnel, index, version, theirs = applied.version,
+                "the connector has a higher version, of a file that was newer: ours is pushed above it"
+            );
+            raise(shared, tunnel, version, applied.version);
+            Pushed::Refused
+        }
+        Ok(applied) if applied.error.is_empty() => {
+            tracing::info!(%tunnel, index, version = applied.version, "rules pushed");
+            Pushed::Accepted
+        }
+        Ok(applied) => {
+            tracing::error!(
+                %tunnel, index, version = applied.version, error = applied.error,
+                "the connector refused the rules"
+            );
+            Pushed::Refused
+        }
+        Err(error) => {
+            tracing::warn!(%tunnel, index, error, "the rules could not be pushed");
+            Pushed::Failed
+        }
+    };
+    shared.metrics.pushed(outcome);
+}
+
+/// The rules of a tunnel get a version above `theirs`, and go to all its connections anew. Happens when an edge starts
+/// with an older file than the one its predecessor pushed: connectors ignore what is not above what they have.
+fn raise(shared: &Arc<Shared>, tunnel: Uuid, pushed: i32, theirs: i32) {
+    let raised = {
+        let mut seen = shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(rules) = seen.get_mut(&tunnel).filter(|rules| rules.version == pushed) else {
+            // Another connection said so before, or the file changed.
+            return;
+        };
+        let Some(above) = theirs.checked_add(1) else {
+            tracing::error!(%tunnel, "the connector has the highest version there is; restart it");
+            return;
+        };
+        rules.version = above;
+        rules.clone()
+    };
+    for session in shared.registry.of(tunnel).iter() {
+        push(shared, session, raised.clone());
+    }
 }

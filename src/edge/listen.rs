@@ -5,47 +5,60 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderValue, Request};
 use quinn::{ServerConfig, VarInt, crypto::rustls::QuicServerConfig};
-use rustls::pki_types::PrivateKeyDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Shared, control, session::Link};
+use super::{
+    Error, Shared,
+    control::{self, Control},
+    leaf::Leaf,
+    limits::{Full, Place},
+    session::Link,
+};
 use crate::{
-    tls::{self, material::Material},
+    metrics::edge::Bound,
+    tls,
     transport::{Recv, Send, quic},
     wire::{PROBE_SERVER_NAME, QUIC_ALPN, headers::UPGRADE},
 };
 
-/// A stranger has this long from his first packet to his control stream.
-const ARRIVAL_LIMIT: Duration = Duration::from_secs(10);
+/// What a connector may have in flight before it registered: it sends less than a kilobyte until then.
+const FIRST_WINDOW: u32 = 1 << 20;
+/// For the GOAWAY to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A connector over HTTP/2 is asked so often whether it is there, and has so long to say so.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PONG_LIMIT: Duration = Duration::from_secs(5);
 
-fn rustls_server(leaf: &Material, alpn: Vec<Vec<u8>>) -> Result<rustls::ServerConfig, tls::Error> {
-    let key = match &leaf.key {
-        PrivateKeyDer::Pkcs8(key) => PrivateKeyDer::Pkcs8(key.secret_pkcs8_der().to_vec().into()),
-        other => other.clone_key(),
-    };
+fn rustls_server(leaf: Arc<Leaf>, alpn: Vec<Vec<u8>>) -> Result<rustls::ServerConfig, tls::Error> {
     let mut config = rustls::ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(leaf.chain.clone(), key)?;
+        .with_cert_resolver(leaf);
     config.alpn_protocols = alpn;
     Ok(config)
 }
 
 /// TLS for connectors over TCP: no ALPN.
-pub(super) fn connector_tls(leaf: &Material) -> Result<Arc<rustls::ServerConfig>, tls::Error> {
+pub(super) fn connector_tls(leaf: Arc<Leaf>) -> Result<Arc<rustls::ServerConfig>, tls::Error> {
     Ok(Arc::new(rustls_server(leaf, Vec::new())?))
 }
 
 /// Binds UDP and TCP on one port. With port 0 a free port of UDP may be taken on TCP, so a few are tried.
-pub(super) async fn bind_pair(addr: SocketAddr, leaf: &Material) -> Result<(quinn::Endpoint, TcpListener), Error> {
+pub(super) async fn bind_pair(addr: SocketAddr, leaf: Arc<Leaf>) -> Result<(quinn::Endpoint, TcpListener), Error> {
     let tls = QuicServerConfig::try_from(rustls_server(leaf, vec![QUIC_ALPN.to_vec()])?).map_err(tls::Error::from)?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
+    // What quinn holds before we have looked at it: first packets of 1,024 strangers, 4 MiB of them.
+    config.max_incoming(1024).incoming_buffer_size_total(4 << 20).incoming_buffer_size(64 << 10);
     let mut transport = quic::transport_config(addr.is_ipv6(), true);
-    // Wide, so that one slow visitor does not hold up the others of a connection; narrow per stream, since that is
-    // what a connector's memory for him is bounded by.
-    transport.receive_window(VarInt::from_u32(1 << 30)).stream_receive_window(VarInt::from_u32(4 << 20));
+    // Narrow until the connector is known, and per stream, since that is what a visitor's slowness is bounded by. A
+    // connector opens its control stream and now and then a call, and never a one-way stream.
+    transport
+        .receive_window(VarInt::from_u32(FIRST_WINDOW))
+        .stream_receive_window(VarInt::from_u32(4 << 20))
+        .max_concurrent_bidi_streams(VarInt::from_u32(64))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
     config.transport_config(Arc::new(transport));
     let mut tries = 20;
     loop {
@@ -69,40 +82,59 @@ pub(super) async fn bind_optional(addr: Option<SocketAddr>) -> Result<Option<Tcp
     TcpListener::bind(addr).await.map(Some).map_err(|source| Error::Listen { addr, source })
 }
 
-/// Accepts connectors over QUIC.
+/// Accepts connectors over QUIC. Once draining, newcomers are refused: they find another edge at once.
 pub(super) async fn accept_quic(shared: Arc<Shared>, endpoint: quinn::Endpoint) {
     let draining = shared.tasks.draining();
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            () = draining.cancelled() => return,
+    while let Some(incoming) = endpoint.accept().await {
+        if draining.is_cancelled() {
+            incoming.refuse();
+            continue;
+        }
+        let place = match shared.arrivals.enter(incoming.remote_address().ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                shared.metrics.overloaded(bound_of(full));
+                incoming.refuse();
+                continue;
+            }
         };
-        let Some(incoming) = incoming else { return };
+        // A source address costs nothing to forge until it had to answer, so that nobody can take the places of others.
+        if shared.arrivals.under_load() && !incoming.remote_address_validated() && incoming.may_retry() {
+            shared.metrics.validated();
+            let _ = incoming.retry();
+            continue;
+        }
         let shared_ = shared.clone();
         shared.tasks.spawn(async move {
-            if let Err(error) = arrive_quic(shared_, incoming).await {
+            if let Err(error) = arrive_quic(shared_, incoming, place).await {
                 tracing::debug!(error, "a QUIC connection did not become a connector");
             }
         });
     }
 }
 
-async fn arrive_quic(shared: Arc<Shared>, incoming: quinn::Incoming) -> Result<(), String> {
+fn bound_of(full: Full) -> Bound {
+    match full {
+        Full::Everywhere => Bound::Arrivals,
+        Full::ForThisAddress => Bound::ArrivalsPerAddress,
+    }
+}
+
+async fn arrive_quic(shared: Arc<Shared>, incoming: quinn::Incoming, place: Place) -> Result<(), String> {
     let text = |error: quinn::ConnectionError| error.to_string();
-    let connection = tokio::time::timeout(ARRIVAL_LIMIT, incoming)
-        .await
-        .map_err(|_| "no handshake in time".to_owned())?
-        .map_err(text)?;
+    let limit = shared.limits.arrival_time;
+    let connection =
+        tokio::time::timeout(limit, incoming).await.map_err(|_| "no handshake in time".to_owned())?.map_err(text)?;
     let name = connection
         .handshake_data()
         .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
         .and_then(|data| data.server_name);
     if name.as_deref() == Some(PROBE_SERVER_NAME) {
-        // It closes by itself; its idle time-out is the bound.
-        connection.closed().await;
+        // It closes by itself, or is closed.
+        let _ = tokio::time::timeout(limit, connection.closed()).await;
         return Ok(());
     }
-    let (send, recv) = tokio::time::timeout(ARRIVAL_LIMIT, connection.accept_bi())
+    let (send, recv) = tokio::time::timeout(limit, connection.accept_bi())
         .await
         .map_err(|_| "no control stream in time".to_owned())?
         .map_err(text)?;
@@ -117,12 +149,12 @@ async fn arrive_quic(shared: Arc<Shared>, incoming: quinn::Incoming) -> Result<(
         watched.closed().await;
         ended.cancel();
     });
-    let link = Link::Quic(connection);
-    control::serve(shared, link, Recv::quic(Bytes::new(), recv), Send::quic(send), closed).await;
+    let control = Control { recv: Recv::quic(Bytes::new(), recv), send: Send::quic(send), closed, place };
+    control::serve(shared, Link::Quic(connection), control).await;
     Ok(())
 }
 
-/// Accepts connectors over TCP.
+/// Accepts connectors over TCP, until the edge drains.
 pub(super) async fn accept_tcp(shared: Arc<Shared>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) {
     let draining = shared.tasks.draining();
     loop {
@@ -130,25 +162,38 @@ pub(super) async fn accept_tcp(shared: Arc<Shared>, listener: TcpListener, tls: 
             accepted = listener.accept() => accepted,
             () = draining.cancelled() => return,
         };
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let (tcp, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connector");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        let place = match shared.arrivals.enter(peer.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                shared.metrics.overloaded(bound_of(full));
+                continue;
+            }
+        };
         let (shared_, tls) = (shared.clone(), tls.clone());
         shared.tasks.spawn(async move {
-            if let Err(error) = arrive_tcp(shared_, tcp, tls).await {
+            if let Err(error) = arrive_tcp(shared_, tcp, tls, place).await {
                 tracing::debug!(error, "a TCP connection did not become a connector");
             }
         });
     }
 }
 
-async fn arrive_tcp(shared: Arc<Shared>, tcp: TcpStream, tls: Arc<rustls::ServerConfig>) -> Result<(), String> {
+async fn arrive_tcp(
+    shared: Arc<Shared>,
+    tcp: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+    place: Place,
+) -> Result<(), String> {
     let _ = tcp.set_nodelay(true);
+    let limit = shared.limits.arrival_time;
     let handshake = async {
         let stream = TlsAcceptor::from(tls).accept(tcp).await.map_err(|error| error.to_string())?;
         if stream.get_ref().1.server_name() == Some(PROBE_SERVER_NAME) {
@@ -165,17 +210,20 @@ async fn arrive_tcp(shared: Arc<Shared>, tcp: TcpStream, tls: Arc<rustls::Server
             .initial_max_send_streams(100);
         builder.handshake::<_, Bytes>(stream).await.map(Some).map_err(|error| error.to_string())
     };
-    let connected =
-        tokio::time::timeout(ARRIVAL_LIMIT, handshake).await.map_err(|_| "no handshake in time".to_owned())??;
-    let Some((sender, connection)) = connected else { return Ok(()) };
+    let connected = tokio::time::timeout(limit, handshake).await.map_err(|_| "no handshake in time".to_owned())??;
+    let Some((sender, mut connection)) = connected else { return Ok(()) };
     let closed = CancellationToken::new();
     let ended = closed.clone();
+    let ping = connection.ping_pong();
     shared.tasks.spawn(async move {
+        let mut connection = std::pin::pin!(connection);
         tokio::select! {
-            outcome = connection => if let Err(error) = outcome {
+            outcome = &mut connection => if let Err(error) = outcome {
                 tracing::debug!(%error, "a connector's connection ended");
             },
-            () = ended.cancelled() => {}
+            () = silent(ping) => tracing::info!("a connector's connection answers no ping"),
+            // Nobody holds a stream any more, so the connection says GOAWAY and closes.
+            () = ended.cancelled() => drop(tokio::time::timeout(LAST_WORDS, connection).await),
         }
         ended.cancel();
     });
@@ -190,13 +238,30 @@ async fn arrive_tcp(shared: Arc<Shared>, tcp: TcpStream, tls: Arc<rustls::Server
         let body = response.await.map_err(|error| error.to_string())?.into_body();
         Ok::<_, String>((Recv::http2(body), Send::http2(send)))
     };
-    let control = tokio::time::timeout(ARRIVAL_LIMIT, control).await;
+    let control = tokio::time::timeout(limit, control).await;
     match control.unwrap_or_else(|_| Err("no control stream in time".into())) {
-        Ok((recv, send)) => control::serve(shared, Link::Http2(sender), recv, send, closed).await,
+        Ok((recv, send)) => {
+            control::serve(shared, Link::Http2(sender), Control { recv, send, closed, place }).await;
+        }
         Err(error) => {
             closed.cancel();
             return Err(error);
         }
     }
     Ok(())
+}
+
+/// Completes when a ping stays unanswered: a connector that vanished would hold visitors until TCP gives up. QUIC has
+/// its idle time-out for that.
+async fn silent(ping: Option<h2::PingPong>) {
+    let Some(mut ping) = ping else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(PING_EVERY).await;
+        match tokio::time::timeout(PONG_LIMIT, ping.ping(h2::Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection is over, and says so itself.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
 }

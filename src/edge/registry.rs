@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::session::Session;
+use super::session::{InFlight, Session};
 
 /// The live connections of one edge.
 #[derive(Debug, Default)]
@@ -22,18 +22,22 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Adds a connection. One with the same connector id and index loses its place: it gets nothing new.
-    pub fn add(&self, session: Arc<Session>) {
+    /// Adds a connection. One with the same connector id and index loses its place: it gets nothing new. Says whether
+    /// there was one.
+    pub fn add(&self, session: Arc<Session>) -> bool {
+        let mut took_over = false;
         self.change(session.tunnel(), |list| {
             list.retain(|known| {
                 let same = known.connector() == session.connector() && known.index() == session.index();
                 if same {
                     known.retire();
+                    took_over = true;
                 }
                 !same
             });
             list.push(session);
         });
+        took_over
     }
 
     /// Takes a connection out; nothing new is sent to it.
@@ -71,20 +75,28 @@ impl Registry {
         tunnels.values().flat_map(|list| list.iter().cloned()).collect()
     }
 
-    /// The connection with the fewest requests in flight among those of `tunnels`, in turn among equals.
-    pub fn pick(&self, tunnels: &[Uuid]) -> Option<Arc<Session>> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut best: Option<(usize, Arc<Session>)> = None;
-        for tunnel in tunnels {
-            let list = self.of(*tunnel);
-            for at in 0..list.len() {
-                let session = &list[(at + turn) % list.len()];
-                let load = session.in_flight();
-                if best.as_ref().is_none_or(|(least, _)| load < *least) {
-                    best = Some((load, session.clone()));
-                }
+    /// The connection with the fewest requests in flight among those of `tunnels`, in turn among equals, but none of
+    /// `tried`. The request is counted before anybody can remove the connection: whoever removes it and then finds
+    /// nothing in flight may close it.
+    pub fn pick(&self, tunnels: &[Uuid], tried: &[Arc<Session>]) -> Option<InFlight> {
+        // A turn a request, not a try: else a connection that refuses everything would be the first choice of all.
+        let turn = self.turn.fetch_add(usize::from(tried.is_empty()), Ordering::Relaxed);
+        let known = self.tunnels.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut best: Option<(usize, &Arc<Session>)> = None;
+        let connections = tunnels.iter().filter_map(|tunnel| known.get(tunnel)).flat_map(|list| {
+            let (late, early) = list.split_at(turn % list.len());
+            early.iter().chain(late)
+        });
+        for session in connections {
+            let load = session.in_flight();
+            if best.is_some_and(|(least, _)| load >= least)
+                || session.is_retired()
+                || tried.iter().any(|tried| Arc::ptr_eq(tried, session))
+            {
+                continue;
             }
+            best = Some((load, session));
         }
-        best.map(|(_, session)| session)
+        best.map(|(_, session)| session.enter())
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -53,6 +53,7 @@ pub struct Session {
     in_flight: AtomicUsize,
     idle: Notify,
     retired: CancellationToken,
+    pushing: Mutex<()>,
 }
 
 /// Why a stream through a connector failed.
@@ -74,13 +75,23 @@ pub enum OpenError {
     #[error("{0}")]
     Http(#[from] http::Error),
     /// The connector could not answer for the service.
-    #[error("the connector failed: {0}")]
+    #[error("{0}")]
     Failed(String),
+    /// The connection broke in the middle of the answer's head.
+    #[error("the answer was cut: {0}")]
+    Cut(StreamError),
 }
 
 /// Counts a request from its start to the end of its answer.
 #[derive(Debug)]
 pub struct InFlight(Arc<Session>);
+
+impl InFlight {
+    /// Where it is in flight.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.0
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -132,6 +143,7 @@ impl Session {
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
             retired: CancellationToken::new(),
+            pushing: Mutex::new(()),
         }
     }
 
@@ -189,6 +201,11 @@ impl Session {
         self.retired.cancel();
     }
 
+    /// Whether it was marked.
+    pub fn is_retired(&self) -> bool {
+        self.retired.is_cancelled()
+    }
+
     /// Completes once the connection was marked.
     pub async fn retired(&self) {
         self.retired.cancelled().await;
@@ -197,7 +214,9 @@ impl Session {
     /// Completes when nothing is in flight.
     pub async fn idle(&self) {
         loop {
-            let idle = self.idle.notified();
+            let mut idle = std::pin::pin!(self.idle.notified());
+            // Listening first: the last request may end between the look and the wait.
+            idle.as_mut().enable();
             if self.in_flight() == 0 {
                 return;
             }
@@ -244,6 +263,11 @@ impl Session {
         }
     }
 
+    /// Waits until no other push is on its way.
+    pub async fn turn_to_push(&self) -> MutexGuard<'_, ()> {
+        self.pushing.lock().await
+    }
+
     /// Pushes a configuration.
     ///
     /// # Errors
@@ -252,8 +276,13 @@ impl Session {
     pub async fn push(&self, rpc: &RpcThread, version: i32, config: Bytes) -> Result<Applied, String> {
         match &self.link {
             Link::Quic(connection) => {
-                let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
-                send.write_all(&connect::RPC_SIGNATURE).await.map_err(|error| error.to_string())?;
+                let opening = async {
+                    let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
+                    send.write_all(&connect::RPC_SIGNATURE).await.map_err(|error| error.to_string())?;
+                    Ok::<_, String>((send, recv))
+                };
+                let opened = tokio::time::timeout(OPEN_LIMIT, opening).await;
+                let (send, recv) = opened.unwrap_or_else(|_| Err("no stream in time".into()))?;
                 calls::push(rpc, Recv::quic(Bytes::new(), recv), Send::quic(send), version, config).await
             }
             Link::Http2(sender) => push_http2(sender.clone(), version, &config).await,
@@ -272,7 +301,10 @@ impl Awaited {
             Self::Quic { mut recv, may_frame } => {
                 let mut collector = connect::Collector::default();
                 loop {
-                    let chunk = recv.read_chunk(usize::MAX, true).await.map_err(StreamError::from)?;
+                    let chunk = recv.read_chunk(usize::MAX, true).await.map_err(|error| {
+                        let error = StreamError::from(error);
+                        if collector.is_empty() { error.into() } else { OpenError::Cut(error) }
+                    })?;
                     let Some(chunk) = chunk else { return Err(StreamError::Closed.into()) };
                     collector.push(chunk.bytes);
                     if collector.signature()? == Some(connect::Signature::Rpc) {

@@ -487,6 +487,11 @@ impl Collector {
         }
     }
 
+    /// Whether nothing was received.
+    pub fn is_empty(&self) -> bool {
+        self.seen().is_empty()
+    }
+
     fn seen(&self) -> &[u8] {
         if self.bytes.is_empty() { &self.first } else { &self.bytes }
     }

@@ -4,7 +4,11 @@ use std::os::unix::fs::MetadataExt;
 
 use adit::edge::state::{Error, StateDir};
 
-use crate::harness::{LIMIT, Lab, Over, eventually, over_both, rule};
+use crate::{
+    harness::{LIMIT, Lab, Over, eventually, in_time, over_both, peer::Peer, rule},
+    raw_connector::{answer, claims, register_quic, registered},
+    raw_edge::soon,
+};
 
 fn edit(lab: &Lab, change: impl FnOnce(String) -> String) {
     let path = lab.state.path().join("tunnels.yml");
@@ -122,6 +126,70 @@ over_both! {
     a_new_tunnel_registers_at_once_and_has_its_names => second_tunnel,
     a_new_hostname_is_served_and_a_broken_file_changes_nothing => hostname_added,
     a_second_connector_takes_over_without_a_failed_request => takes_over,
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n";
+
+#[tokio::test]
+async fn who_lost_his_place_gets_nothing_new_and_finishes_what_he_has() {
+    in_time(async {
+        let lab = Lab::edge_only().await;
+        let first = register_quic(&lab, claims(&lab, 0)).await;
+        registered(&lab, 1).await;
+        let mut early = Peer::visit(lab.http).await;
+        early.send(GET).await;
+        let held = first.asked().await;
+        let second = register_quic(&lab, claims(&lab, 0)).await;
+        assert!(second.outcome.is_ok());
+        assert_eq!(lab.edge_metric("adit_edge_registrations_total{outcome=\"took-over\"}"), 1);
+        // The first has one request and the second none, then four: the fewest do not decide.
+        let mut late = Vec::new();
+        for _ in 0..4 {
+            let mut visitor = Peer::visit(lab.http).await;
+            visitor.send(GET).await;
+            let asked = second.asked().await;
+            late.push((visitor, asked));
+        }
+        assert!(first.connection.close_reason().is_none(), "a request in flight was cut");
+        answer(held, "of the first").await;
+        assert_eq!(early.answer().await.text(), "of the first");
+        for (mut visitor, asked) in late {
+            answer(asked, "of the second").await;
+            assert_eq!(visitor.answer().await.text(), "of the second");
+        }
+        soon("the first is closed once it is idle", first.connection.closed()).await;
+        assert!(second.connection.close_reason().is_none());
+        lab.finish().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whose_secret_is_gone_gets_nothing_new_and_finishes_what_he_has() {
+    in_time(async {
+        let lab = Lab::edge_only().await;
+        let first = register_quic(&lab, claims(&lab, 0)).await;
+        registered(&lab, 1).await;
+        let mut early = Peer::visit(lab.http).await;
+        early.send(GET).await;
+        let held = first.asked().await;
+        let secrets = lab.edge.tunnels().get(lab.token.tunnel).unwrap().secrets.clone();
+        let hex: String = secrets[0].iter().map(|byte| format!("{byte:02x}")).collect();
+        let rotated = lab.state.new_token(&[], Some(lab.token.tunnel)).unwrap();
+        edit(&lab, |text| text.replace(&format!("    - \"{hex}\"\n"), ""));
+        eventually("it lost its place", async || lab.edge.registry().all().is_empty()).await;
+        assert_eq!(lab.get("/").await.code(), Some("no-connection"));
+        // Nor does the old secret come back in; the new one does.
+        assert!(register_quic(&lab, claims(&lab, 1)).await.outcome.is_err());
+        let mut claim = claims(&lab, 2);
+        claim.secret = rotated.secret.expose().to_vec().into();
+        assert!(register_quic(&lab, claim).await.outcome.is_ok());
+        answer(held, "in good order").await;
+        assert_eq!(early.answer().await.text(), "in good order");
+        soon("it is closed once it is idle", first.connection.closed()).await;
+        lab.finish().await;
+    })
+    .await;
 }
 
 #[test]

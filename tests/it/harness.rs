@@ -134,11 +134,31 @@ impl Lab {
 
     /// An edge whose tunnel has no connector yet.
     pub(crate) async fn edge_only() -> Self {
+        Self::edge_with(|config| config).await
+    }
+
+    /// As [`Lab::edge_only`], with other settings.
+    pub(crate) async fn edge_with(configure: impl FnOnce(EdgeConfig) -> EdgeConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::new(dir.path().join("state"));
         let token = state.new_token(&HOSTS.map(str::to_owned), None).unwrap();
+        Self::edge_on(dir, state, token, configure).await
+    }
+
+    /// A further edge that reads the same state.
+    pub(crate) async fn replica(other: &Self, configure: impl FnOnce(EdgeConfig) -> EdgeConfig) -> Self {
+        Self::edge_on(tempfile::tempdir().unwrap(), other.state.clone(), other.token.clone(), configure).await
+    }
+
+    async fn edge_on(
+        dir: tempfile::TempDir,
+        state: StateDir,
+        token: Token,
+        configure: impl FnOnce(EdgeConfig) -> EdgeConfig,
+    ) -> Self {
         let edge_tasks = Tasks::new();
-        let edge = Edge::bind(EdgeConfig::loopback(state.clone()), edge_tasks.clone()).await.unwrap();
+        let config = configure(EdgeConfig::loopback(state.clone()));
+        let edge = Edge::bind(config, edge_tasks.clone()).await.unwrap();
         let handle = edge.handle();
         let (http, https) = (edge.http_addr().unwrap(), edge.https_addr().unwrap());
         let connectors = edge.connector_addr();
@@ -158,6 +178,13 @@ impl Lab {
             tasks: Tasks::new(),
             connector: None,
         }
+    }
+
+    /// The value of one series of the edge's metrics.
+    pub(crate) fn edge_metric(&self, series: &str) -> u64 {
+        let text = self.edge.metrics();
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
     }
 
     /// The same edge, for a second connector of it.

@@ -40,12 +40,12 @@ pub(crate) fn claims(lab: &Lab, index: u8) -> Registration {
     }
 }
 
-fn tls(lab: &Lab) -> EdgeTls {
+pub(crate) fn tls(lab: &Lab) -> EdgeTls {
     EdgeTls::new(Some(&lab.state.ca_path()), false).unwrap()
 }
 
 /// A connection over QUIC with this server name; nothing is opened on it.
-async fn dial_as(lab: &Lab, name: &str) -> (quinn::Endpoint, quinn::Connection) {
+pub(crate) async fn dial_as(lab: &Lab, name: &str) -> (quinn::Endpoint, quinn::Connection) {
     let endpoint = quic::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(tls(lab).quic);
     let connecting = endpoint.connect_with(config, lab.connectors, name).unwrap();
@@ -57,6 +57,25 @@ pub(crate) struct RawQuic {
     _endpoint: quinn::Endpoint,
     pub(crate) connection: quinn::Connection,
     pub(crate) outcome: Result<(Registered, Control), RegistrationError>,
+}
+
+impl RawQuic {
+    /// The next request, once its head has begun to arrive.
+    pub(crate) async fn asked(&self) -> quinn::SendStream {
+        let (send, mut recv) = soon("a request", self.connection.accept_bi()).await.unwrap();
+        recv.read_chunk(usize::MAX, true).await.unwrap();
+        send
+    }
+}
+
+/// Answers 200.
+pub(crate) async fn answer(mut send: quinn::SendStream, body: &str) {
+    let mut headers = http::HeaderMap::new();
+    headers.insert(http::header::CONTENT_LENGTH, body.len().into());
+    let head = adit::wire::ResponseHead { status: http::StatusCode::OK, headers };
+    send.write_all(&adit::wire::connect::encode_response(&head)).await.unwrap();
+    send.write_all(body.as_bytes()).await.unwrap();
+    send.finish().unwrap();
 }
 
 pub(crate) async fn register_quic(lab: &Lab, registration: Registration) -> RawQuic {
@@ -84,7 +103,7 @@ async fn register_http2(lab: &Lab, registration: Registration) -> Result<(), Reg
     outcome.map(drop)
 }
 
-async fn registered(lab: &Lab, count: usize) {
+pub(crate) async fn registered(lab: &Lab, count: usize) {
     lab.edge.registered(lab.token.tunnel, count, LIMIT).await.unwrap();
 }
 
