@@ -311,7 +311,8 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
 
 fn render_tunnels(list: &[Tunnel]) -> String {
     let mut text = String::new();
-    let quoted = |s: &str| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\""));
+    // A text of JSON is one of YAML, control characters included.
+    let quoted = |s: &str| serde_json::Value::from(s).to_string();
     for tunnel in list {
         text.push_str(&format!("- id: {}\n  name: {}\n  secretSha256:\n", tunnel.id, quoted(&tunnel.name)));
         for secret in &tunnel.secrets {
@@ -401,7 +402,8 @@ fn parse_tunnel(entry: &Yaml) -> Result<Tunnel, Vec<String>> {
 }
 
 fn parse_hash(hex: &str) -> Option<[u8; 32]> {
-    if hex.len() != 64 || !hex.is_ascii() {
+    // `+f` parses as a number too.
+    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     let mut hash = [0; 32];
