@@ -1,6 +1,7 @@
 //! An edge, a connector and whatever service a test wants, in the test's own runtime on loopback and free ports.
 
 pub(crate) mod peer;
+pub(crate) mod process;
 pub(crate) mod tls;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

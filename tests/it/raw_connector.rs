@@ -25,7 +25,7 @@ use crate::{
     wire_vectors::{group, unhex},
 };
 
-fn claims(lab: &Lab, index: u8) -> Registration {
+pub(crate) fn claims(lab: &Lab, index: u8) -> Registration {
     Registration {
         account: lab.token.account.clone(),
         secret: lab.token.secret.expose().to_vec().into(),
@@ -40,12 +40,12 @@ fn claims(lab: &Lab, index: u8) -> Registration {
     }
 }
 
-fn tls(lab: &Lab) -> EdgeTls {
+pub(crate) fn tls(lab: &Lab) -> EdgeTls {
     EdgeTls::new(Some(&lab.state.ca_path()), false).unwrap()
 }
 
 /// A connection over QUIC with this server name; nothing is opened on it.
-async fn dial_as(lab: &Lab, name: &str) -> (quinn::Endpoint, quinn::Connection) {
+pub(crate) async fn dial_as(lab: &Lab, name: &str) -> (quinn::Endpoint, quinn::Connection) {
     let endpoint = quic::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
     let config = quinn::ClientConfig::new(tls(lab).quic);
     let connecting = endpoint.connect_with(config, lab.connectors, name).unwrap();
@@ -53,13 +53,13 @@ async fn dial_as(lab: &Lab, name: &str) -> (quinn::Endpoint, quinn::Connection) 
     (endpoint, connection)
 }
 
-struct RawQuic {
+pub(crate) struct RawQuic {
     _endpoint: quinn::Endpoint,
-    connection: quinn::Connection,
-    outcome: Result<(Registered, Control), RegistrationError>,
+    pub(crate) connection: quinn::Connection,
+    pub(crate) outcome: Result<(Registered, Control), RegistrationError>,
 }
 
-async fn register_quic(lab: &Lab, registration: Registration) -> RawQuic {
+pub(crate) async fn register_quic(lab: &Lab, registration: Registration) -> RawQuic {
     let (endpoint, connection) = dial_as(lab, QUIC_SERVER_NAME).await;
     let (send, recv) = connection.open_bi().await.unwrap();
     let outcome = registration::register(&RpcThread::new(), recv, send, registration, LIMIT).await;

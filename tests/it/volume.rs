@@ -1,7 +1,6 @@
 //! Amounts: large bodies, many requests, long messages, slow readers.
 
 use std::{
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,11 +12,10 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::{Child, Command},
 };
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 
-use crate::harness::{LIMIT, Lab, Over, in_time, mirror, over_both, read_head, rule, service};
+use crate::harness::{LIMIT, Lab, Over, in_time, mirror, over_both, process::Program, read_head, rule, service};
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8 ^ (n >> 13) as u8).collect()
@@ -181,9 +179,9 @@ async fn tcp_both_ways_with_half_close(over: Over) {
     lab.finish().await;
 }
 
-/// The connector as a process of its own, so that its memory is its own.
+/// The connector as a process of its own.
 struct Process {
-    child: Child,
+    program: Program,
     lab: Lab,
 }
 
@@ -193,20 +191,13 @@ impl Process {
         let (config, token) = (lab.dir.path().join("config.yml"), lab.dir.path().join("token"));
         std::fs::write(&config, rules).unwrap();
         std::fs::write(&token, lab.token.encode().as_bytes()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
-        command.args(["run", "--metrics", "127.0.0.1:0", "--protocol", over.as_str(), "--ha-connections", "1"]);
-        command.arg("--edge").arg(lab.connectors.to_string()).arg("--edge-ca").arg(lab.state.ca_path());
-        command.arg("--config").arg(&config).arg("--token-file").arg(&token);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        let program = Program::start(|command| {
+            command.args(["run", "--metrics", "127.0.0.1:0", "--protocol", over.as_str(), "--ha-connections", "1"]);
+            command.arg("--edge").arg(lab.connectors.to_string()).arg("--edge-ca").arg(lab.state.ca_path());
+            command.arg("--config").arg(&config).arg("--token-file").arg(&token)
+        });
         lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.expect("the connector did not register");
-        Self { child, lab }
-    }
-
-    /// Resident memory in KiB: now (`VmRSS`) or at most so far (`VmHWM`).
-    fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").trim().parse().unwrap()
+        Self { program, lab }
     }
 
     /// Some traffic first, so that what is measured afterwards is growth and not start-up.
@@ -240,7 +231,7 @@ async fn slow_visitor(over: Over) {
     .await;
     let process = Process::start(over, &rule(format!("http://{service}"))).await;
     process.warm_up("/small").await;
-    let before = process.memory("VmRSS");
+    let before = process.program.memory("VmRSS");
     let mut visitor = TcpStream::connect(process.lab.http).await.unwrap();
     visitor.write_all(b"GET /large HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();
     // Everything in between is full once the service makes no progress for a whole second.
@@ -253,7 +244,7 @@ async fn slow_visitor(over: Over) {
             last = (now, tokio::time::Instant::now());
         }
     }
-    let growth = process.memory("VmHWM").saturating_sub(before);
+    let growth = process.program.memory("VmHWM").saturating_sub(before);
     assert!(growth < 16 << 10, "{growth} KiB for one slow visitor");
     assert!(last.0 < 64 << 20, "{} bytes left the service although nobody read them", last.0);
     drop(visitor);
@@ -298,13 +289,13 @@ async fn one_gibibyte_in_one_message(over: Over) {
     for _ in 0..64 {
         visitor.write_all(&block).await.unwrap();
     }
-    let before = process.memory("VmHWM");
+    let before = process.program.memory("VmHWM");
     for _ in 64..1024 {
         visitor.write_all(&block).await.unwrap();
     }
     let sum = tokio::time::timeout(LIMIT * 2, all.recv()).await.expect("bytes are missing");
     assert_eq!(sum, Some(LENGTH), "bytes changed on the way");
-    let growth = process.memory("VmHWM").saturating_sub(before);
+    let growth = process.program.memory("VmHWM").saturating_sub(before);
     assert!(growth < 4 << 10, "{growth} KiB of growth");
 }
 
