@@ -12,7 +12,10 @@ use rand::Rng;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
-use yaml_rust2::{Yaml, YamlLoader};
+use yaml_rust2::{
+    Yaml, YamlLoader,
+    parser::{Event, Parser},
+};
 
 use crate::{
     credentials::{Secret, Token},
@@ -328,7 +331,28 @@ fn render_tunnels(list: &[Tunnel]) -> String {
     if list.is_empty() { "[]\n".into() } else { text }
 }
 
+/// Refuses what the loader, which calls itself for every level and copies what an alias names, would end the process
+/// with. A list of tunnels nests three levels deep.
+fn check_shape(text: &str) -> Result<(), String> {
+    const MAX_DEPTH: usize = 16;
+    let mut parser = Parser::new_from_str(text);
+    let mut depth = 0;
+    loop {
+        match parser.next_token().map_err(|error| error.to_string())?.0 {
+            Event::StreamEnd => return Ok(()),
+            Event::Alias(_) => return Err("aliases are not supported".into()),
+            Event::SequenceStart(..) | Event::MappingStart(..) if depth == MAX_DEPTH => {
+                return Err(format!("more than {MAX_DEPTH} levels"));
+            }
+            Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
+            Event::SequenceEnd | Event::MappingEnd => depth -= 1,
+            _ => {}
+        }
+    }
+}
+
 fn parse_tunnels(text: &str) -> Result<Vec<Tunnel>, String> {
+    check_shape(text)?;
     let documents = YamlLoader::load_from_str(text).map_err(|error| error.to_string())?;
     let entries = match documents.first() {
         None | Some(Yaml::Null | Yaml::BadValue) => return Ok(Vec::new()),
