@@ -12,7 +12,10 @@ use rand::Rng;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
-use yaml_rust2::{Yaml, YamlLoader};
+use yaml_rust2::{
+    Yaml, YamlLoader,
+    parser::{Event, Parser},
+};
 
 use crate::{
     credentials::{Secret, Token},
@@ -311,7 +314,8 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
 
 fn render_tunnels(list: &[Tunnel]) -> String {
     let mut text = String::new();
-    let quoted = |s: &str| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\""));
+    // A text of JSON is one of YAML, control characters included.
+    let quoted = |s: &str| serde_json::Value::from(s).to_string();
     for tunnel in list {
         text.push_str(&format!("- id: {}\n  name: {}\n  secretSha256:\n", tunnel.id, quoted(&tunnel.name)));
         for secret in &tunnel.secrets {
@@ -327,7 +331,28 @@ fn render_tunnels(list: &[Tunnel]) -> String {
     if list.is_empty() { "[]\n".into() } else { text }
 }
 
+/// Refuses what the loader, which calls itself for every level and copies what an alias names, would end the process
+/// with. A list of tunnels nests three levels deep.
+fn check_shape(text: &str) -> Result<(), String> {
+    const MAX_DEPTH: usize = 16;
+    let mut parser = Parser::new_from_str(text);
+    let mut depth = 0;
+    loop {
+        match parser.next_token().map_err(|error| error.to_string())?.0 {
+            Event::StreamEnd => return Ok(()),
+            Event::Alias(_) => return Err("aliases are not supported".into()),
+            Event::SequenceStart(..) | Event::MappingStart(..) if depth == MAX_DEPTH => {
+                return Err(format!("more than {MAX_DEPTH} levels"));
+            }
+            Event::SequenceStart(..) | Event::MappingStart(..) => depth += 1,
+            Event::SequenceEnd | Event::MappingEnd => depth -= 1,
+            _ => {}
+        }
+    }
+}
+
 fn parse_tunnels(text: &str) -> Result<Vec<Tunnel>, String> {
+    check_shape(text)?;
     let documents = YamlLoader::load_from_str(text).map_err(|error| error.to_string())?;
     let entries = match documents.first() {
         None | Some(Yaml::Null | Yaml::BadValue) => return Ok(Vec::new()),
@@ -401,7 +426,8 @@ fn parse_tunnel(entry: &Yaml) -> Result<Tunnel, Vec<String>> {
 }
 
 fn parse_hash(hex: &str) -> Option<[u8; 32]> {
-    if hex.len() != 64 || !hex.is_ascii() {
+    // `+f` parses as a number too.
+    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     let mut hash = [0; 32];

@@ -183,7 +183,12 @@ fn refuse(responder: Responder) -> StreamError {
     StreamError::Closed
 }
 
-fn request_head(parts: Parts, websocket: bool, ended: bool) -> Result<RequestHead, HeadError> {
+/// What an HTTP/2 request asks for (protocol.md §6.3); `ended` says that it has no body.
+///
+/// # Errors
+///
+/// [`HeadError::Wire`] for a host, path, cookie or length that HTTP/1.1 could not say.
+pub fn request_head(parts: Parts, websocket: bool, ended: bool) -> Result<RequestHead, HeadError> {
     let Parts { method, uri, mut headers, .. } = parts;
     let host = match (uri.authority(), headers.remove(header::HOST)) {
         (Some(authority), _) => HeaderValue::from_str(authority.as_str()).map_err(|_| wire::Error::Http("host"))?,

@@ -2,6 +2,7 @@
 
 pub(crate) mod h2;
 pub(crate) mod load;
+pub(crate) mod measured;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod program;

@@ -34,11 +34,17 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::harness::{LIMIT, reloading};
+use crate::harness::{LIMIT, measured::Program, reloading};
 
 /// Fails with `what` instead of hanging.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// What connectors of this edge register with.
+fn secret() -> Token {
+    let secret = Secret::new(vec![7; 32]);
+    Token { account: "account".into(), tunnel: Uuid::from_u128(7), secret, endpoint: None }
 }
 
 /// What a ClientHello said.
@@ -171,13 +177,11 @@ impl RawEdge {
         yaml: &str,
         flags: impl FnOnce(Flags) -> Flags,
     ) -> Running {
-        let secret = Secret::new(vec![7; 32]);
-        let token = Token { account: "account".into(), tunnel: Uuid::from_u128(7), secret, endpoint: None };
         let base = Flags::default()
             .with("edge", &self.addr.to_string())
             .with("cacert", &self.ca().display().to_string())
             .with("protocol", protocol)
-            .with("token", &token.encode())
+            .with("token", &secret().encode())
             .with("metrics", "127.0.0.1:0")
             .with("grace-period", "5s")
             .with("ha-connections", "1");
@@ -191,6 +195,18 @@ impl RawEdge {
         #[allow(clippy::disallowed_methods, reason = "its end is awaited by hand")]
         let ended = tokio::spawn(app.run());
         Running { tasks, admin, id, metrics, ended }
+    }
+
+    /// The same as a process.
+    pub(crate) fn program(&self, protocol: &str, yaml: &str) -> Program {
+        let (config, token) = (self.dir.path().join("config.yml"), self.dir.path().join("token"));
+        std::fs::write(&config, yaml).unwrap();
+        std::fs::write(&token, secret().encode().as_bytes()).unwrap();
+        Program::start(|command| {
+            command.args(["run", "--metrics", "127.0.0.1:0", "--protocol", protocol, "--ha-connections", "1"]);
+            command.arg("--edge").arg(self.addr.to_string()).arg("--edge-ca").arg(self.ca());
+            command.arg("--config").arg(&config).arg("--token-file").arg(&token)
+        })
     }
 
     /// Connectors of this edge trust the other as well.

@@ -170,6 +170,13 @@ fn headers_are_counted_before_they_are_kept() {
 }
 
 #[test]
+fn packed_headers_are_counted_before_they_are_kept() {
+    let packed = |count: usize| vec!["WA:YQ"; count].join(";");
+    assert_eq!(headers::unpack(packed(MAX_HEADERS).as_bytes()).unwrap().len(), MAX_HEADERS);
+    assert!(matches!(headers::unpack(packed(MAX_HEADERS + 1).as_bytes()), Err(Error::TooManyHeaders)));
+}
+
+#[test]
 fn a_body_has_one_length_or_the_stream_is_refused() {
     let with = |values: &[&str]| {
         let entries: Vec<_> = values.iter().map(|value| ("HttpHeader:Content-Length", *value)).collect();
