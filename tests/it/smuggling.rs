@@ -229,8 +229,6 @@ fn judge(record: &Record, at: usize, name: &str, see: See, status: Option<u16>) 
     let answered = match status {
         None => true,
         Some(200 | 101) => seen == 1 || name.ends_with(" for GET"),
-        // A body that breaks off costs its stream, and that is told as the connector's failure.
-        Some(502) => name.starts_with("chunks: "),
         Some(status) => (400..500).contains(&status) || status == 501 || status == 505,
     };
     let told = format!(
