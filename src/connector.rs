@@ -148,10 +148,7 @@ impl Connector {
 /// Keeps one connection until drained.
 async fn keep(shared: &Arc<Shared>, index: u8, first_up: Option<watch::Sender<bool>>) {
     let draining = shared.tasks.draining();
-    let network = Backoff::new(Duration::from_millis(250), Duration::from_secs(1));
-    let longest = Duration::from_secs(1u64 << u32::from(shared.config.retries.min(16)));
-    let refusal = Backoff::new(Duration::from_secs(2), longest.max(Duration::from_secs(2)));
-    let mut waits = Waits { network, refusal };
+    let mut waits = Waits { network: Backoff::of_outages(), refusal: Backoff::of_refusals(shared.config.retries) };
     let mut keeper = attempt::Keeper::new(index, shared.config.protocol, shared.config.quic.clone());
     while !draining.is_cancelled() {
         let attempts = waits.attempts();

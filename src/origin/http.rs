@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
@@ -301,10 +301,14 @@ impl H1 {
 
     async fn exchange(
         mut self: Box<Self>,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         websocket: bool,
         give_back: GiveBack,
     ) -> Result<Reply, Unsent> {
+        if !websocket {
+            // Implied in HTTP/1.1, but a service of HTTP/1.0 keeps the connection only if it is asked to.
+            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+        }
         let mut sent = pin!(self.sender.try_send_request(request));
         let mut this = Some(self);
         let mut broken = None;

@@ -8,9 +8,9 @@
 )]
 
 mod body;
+mod cases;
 mod cli;
 mod cloudflared;
-mod config_cases;
 mod config_file;
 mod config_layers;
 mod config_remote;

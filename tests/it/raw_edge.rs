@@ -171,13 +171,11 @@ impl RawEdge {
         yaml: &str,
         flags: impl FnOnce(Flags) -> Flags,
     ) -> Running {
-        let secret = Secret::new(vec![7; 32]);
-        let token = Token { account: "account".into(), tunnel: Uuid::from_u128(7), secret, endpoint: None };
         let base = Flags::default()
             .with("edge", &self.addr.to_string())
             .with("cacert", &self.ca().display().to_string())
             .with("protocol", protocol)
-            .with("token", &token.encode())
+            .with("token", &token().encode())
             .with("metrics", "127.0.0.1:0")
             .with("grace-period", "5s")
             .with("ha-connections", "1");
@@ -196,7 +194,8 @@ impl RawEdge {
         std::fs::write(self.ca(), both).unwrap();
     }
 
-    fn ca(&self) -> PathBuf {
+    /// What its connectors have to trust.
+    pub(crate) fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
     }
 
@@ -268,6 +267,12 @@ impl RawEdge {
         let registration = accept(&mut calls, Ok(registered(true))).await;
         H2Peer { sender, _end: end, calls, registration }
     }
+}
+
+/// What every connector of a raw edge registers with.
+pub(crate) fn token() -> Token {
+    let secret = Secret::new(vec![7; 32]);
+    Token { account: "account".into(), tunnel: Uuid::from_u128(7), secret, endpoint: None }
 }
 
 /// Waits for the registration and answers it.
