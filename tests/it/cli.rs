@@ -6,14 +6,14 @@ use tokio::process::Command;
 
 use crate::harness::{LIMIT, Lab, mirror};
 
-pub(crate) fn adit() -> Command {
+fn adit() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     // Nothing of the machine's own environment or home decides.
     command.env_clear().env("HOME", "/nonexistent").kill_on_drop(true);
     command
 }
 
-pub(crate) async fn run(args: &[&str]) -> (i32, String, String) {
+async fn run(args: &[&str]) -> (i32, String, String) {
     let output = tokio::time::timeout(LIMIT, adit().args(args).output()).await.expect("does not end").unwrap();
     let Output { status, stdout, stderr } = output;
     (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())

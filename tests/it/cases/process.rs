@@ -14,10 +14,16 @@ use tokio::{
 
 use super::{Verdict, Verdicts, list, same, text, together};
 use crate::{
-    cli::adit,
     harness::{LIMIT, Lab, Over, rule},
     raw_edge::{RawEdge, soon, token},
 };
+
+/// The binary under test. Nothing of the machine's own environment or home decides.
+fn adit() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    command.env_clear().env("HOME", "/nonexistent").kill_on_drop(true);
+    command
+}
 
 /// The program as a connector of a raw edge. It ends with the test.
 pub(super) struct Program {
