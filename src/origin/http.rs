@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
@@ -279,6 +279,9 @@ struct GiveBack {
     name: Option<ServerName<'static>>,
 }
 
+/// Implied in HTTP/1.1, but a service of HTTP/1.0 keeps the connection only if it is asked to.
+const KEEP_ALIVE: http::HeaderValue = http::HeaderValue::from_static("keep-alive");
+
 /// One HTTP/1.1 connection: hyper's two halves, both polled here.
 #[derive(Debug)]
 pub(super) struct H1 {
@@ -306,8 +309,7 @@ impl H1 {
         give_back: GiveBack,
     ) -> Result<Reply, Unsent> {
         if !websocket {
-            // Implied in HTTP/1.1, but a service of HTTP/1.0 keeps the connection only if it is asked to.
-            request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+            request.headers_mut().insert(http::header::CONNECTION, KEEP_ALIVE);
         }
         let mut sent = pin!(self.sender.try_send_request(request));
         let mut this = Some(self);

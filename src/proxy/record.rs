@@ -1,6 +1,6 @@
 //! What is remembered of one request; its drop writes the access event and the metrics, however the request ended.
 
-use ::http::{HeaderName, HeaderValue, StatusCode, header};
+use ::http::{HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::Via;
@@ -59,7 +59,7 @@ impl<'a> Record<'a> {
             host: head.host.clone(),
             target: head.target.clone(),
             ray: head.headers.get(RAY).cloned(),
-            probe: head.headers.get(header::USER_AGENT).is_some_and(is_probe),
+            probe: head.headers.get(::http::header::USER_AGENT).is_some_and(is_probe),
             status: StatusCode::OK,
             code: None,
             cause: String::new(),

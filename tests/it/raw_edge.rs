@@ -194,9 +194,13 @@ impl RawEdge {
         std::fs::write(self.ca(), both).unwrap();
     }
 
-    /// What its connectors have to trust.
-    pub(crate) fn ca(&self) -> PathBuf {
+    fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
+    }
+
+    /// The file that its connectors have to trust.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.ca()
     }
 
     /// The next connection over QUIC, nothing done with it.

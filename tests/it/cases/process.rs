@@ -39,7 +39,7 @@ impl Program {
         std::fs::write(&config, yaml).unwrap();
         let child = adit()
             .args(["tunnel", "--config", config.to_str().unwrap(), "run", "--protocol", protocol])
-            .args(["--edge", &edge.addr.to_string(), "--cacert", edge.ca().to_str().unwrap()])
+            .args(["--edge", &edge.addr.to_string(), "--cacert", edge.authority().to_str().unwrap()])
             .args(["--ha-connections", "1", "--metrics", "127.0.0.1:0"])
             .args(further)
             .env("TUNNEL_TOKEN", &*token().encode())

@@ -14,7 +14,7 @@ use super::{Verdict, Verdicts, process::Program, same, text, together};
 use crate::{
     harness::{Over, background, eventually, rule},
     raw_edge::{H2Peer, QuicPeer, RawEdge, Reply, soon, upgrade},
-    raw_service::{echo, get},
+    raw_service::{echo, get, h2_get},
     wire_craft::{on_a_stream, request},
 };
 
@@ -60,6 +60,8 @@ async fn accept(edge: &RawEdge, over: Over, busy: bool) -> Box<dyn std::any::Any
     match over {
         Over::Quic => {
             let peer = edge.quic_peer().await;
+            // The registration's answer is on its way; a request is answered only after it.
+            peer.ask(&get("a.test", "/")).await;
             let key = ("HttpHeader:Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
             let asked = request(1, "http://a.test/", &[("HttpHost", "a.test"), key]);
             let stream = if busy {
@@ -74,7 +76,9 @@ async fn accept(edge: &RawEdge, over: Over, busy: bool) -> Box<dyn std::any::Any
             Box::new((connection, stream))
         }
         Over::Http2 => {
-            let H2Peer { sender, calls, _end, .. } = edge.h2_peer().await;
+            let peer = edge.h2_peer().await;
+            peer.ask(h2_get("a.test", "/"), "").await.unwrap();
+            let H2Peer { sender, calls, _end, .. } = peer;
             background(answer(calls));
             let stream = if busy {
                 let mut asked = upgrade("GET", "websocket");
