@@ -51,7 +51,7 @@ fn words(error: &str) -> &str {
 }
 
 /// The outcome is the one that `expect` names; `Some` if it is acceptance.
-fn accepted<'a, T: std::fmt::Debug>(outcome: Result<T, Mistakes>, expect: &'a Value) -> Option<(T, &'a Value)> {
+fn accepted<T: std::fmt::Debug>(outcome: Result<T, Mistakes>, expect: &Value) -> Option<(T, &Value)> {
     if expect["ok"] == true {
         return Some((outcome.unwrap_or_else(|mistakes| panic!("refused: {mistakes}")), expect));
     }

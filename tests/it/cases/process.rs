@@ -57,7 +57,7 @@ impl Program {
     }
 
     /// Sends a signal, by name without `SIG`.
-    pub(super) async fn signal(&mut self, name: &str) {
+    pub(super) async fn signal(&self, name: &str) {
         let pid = self.child.id().expect("the program runs").to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().await.unwrap().success());
     }

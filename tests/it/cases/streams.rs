@@ -95,7 +95,7 @@ async fn socks(over: Over, case: &Value) -> Verdict {
 pub(super) async fn tcp_over_websocket(cases: Vec<Value>) -> Verdicts {
     together(&cases, async |case| match text(&case, "id") {
         "tcpws:no-key" => without_key(&case).await,
-        "tcp:half-close" => over_both(case, half_close).await,
+        "tcp:half-close" => Box::pin(over_both(case, half_close)).await,
         _ => over_both(case, frames).await,
     })
     .await

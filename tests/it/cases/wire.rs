@@ -8,7 +8,6 @@ use adit::{
     wire::{BodyLength, Head, connect::decode_request, headers},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
@@ -64,7 +63,7 @@ pub(super) fn quic_connect_request_to_http(case: &Value) {
     let metadata = pairs(case, "metadata");
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     let kind = if case["type"] == "websocket" { 1 } else { 0 };
-    let decoded = decode_request(&Bytes::from(request(kind, text(case, "dest"), &metadata)));
+    let decoded = decode_request(&request(kind, text(case, "dest"), &metadata));
     let expect = &case["expect"];
     assert_eq!(json!(decoded.is_ok()), expect["ok"], "{decoded:?}");
     let Ok(Head::Request(head)) = decoded else { return };
