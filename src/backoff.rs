@@ -19,6 +19,18 @@ impl Backoff {
         Self { base, ceiling, attempt: 0 }
     }
 
+    /// After an outage: from 250 ms, never longer than 1 s, since asking again is cheap and the network's return is
+    /// not announced.
+    pub fn of_outages() -> Self {
+        Self::new(Duration::from_millis(250), Duration::from_secs(1))
+    }
+
+    /// After a refused registration: 2 s, doubling `retries` times; 64 s at the default of five (protocol.md §7).
+    pub fn of_refusals(retries: u8) -> Self {
+        let base = Duration::from_secs(2);
+        Self::new(base, base.saturating_mul(1u32 << u32::from(retries.min(16))))
+    }
+
     /// The upper bound of the next wait.
     pub fn bound(&self) -> Duration {
         self.base.saturating_mul(1u32 << self.attempt.min(20)).min(self.ceiling)

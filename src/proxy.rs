@@ -31,6 +31,7 @@ use crate::{
     wire::{Head, RequestHead, ResponseHead},
 };
 use record::Record;
+pub use record::is_probe;
 pub use routes::{Route, Routes};
 pub use tcp::Flows;
 pub use upkeep::upkeep;

@@ -125,17 +125,24 @@ impl Reader<'_> {
         let parsed = match (&node.value, self.dialect) {
             (Value::Null, _) => return None,
             (Value::Plain(text) | Value::Text(text), Dialect::File) => duration::parse(text),
-            (Value::Number(text), Dialect::Pushed) => match text.parse::<i64>() {
-                Ok(..0) => Err(duration::DurationError::Negative),
-                Ok(seconds) if seconds > i64::MAX / 1_000_000_000 => Err(duration::DurationError::TooLong),
-                Ok(seconds) => Ok(Duration::from_secs(seconds.unsigned_abs())),
-                Err(_) => return self.wrong(node, path, "a whole number of seconds", &node.value),
+            (Value::Text(text), Dialect::Pushed) => duration::parse(text),
+            // Other writers of rules than the dashboard have them with fractions, or as the file does.
+            (Value::Number(text), Dialect::Pushed) => match (text.parse::<i64>(), text.parse::<f64>()) {
+                (Ok(..0), _) => Err(duration::DurationError::Negative),
+                (_, Ok(..0.0)) => Err(duration::DurationError::Negative),
+                (Ok(seconds), _) if seconds > i64::MAX / 1_000_000_000 => Err(duration::DurationError::TooLong),
+                (Ok(seconds), _) => Ok(Duration::from_secs(seconds.unsigned_abs())),
+                (_, Ok(seconds)) if seconds > 9.2e9 => Err(duration::DurationError::TooLong),
+                (_, Ok(seconds)) => {
+                    Duration::try_from_secs_f64(seconds).map_err(|_| duration::DurationError::NotDuration)
+                }
+                _ => return self.wrong(node, path, "seconds", &node.value),
             },
             (other, Dialect::File) => {
                 return self.wrong(node, path, "a duration such as 30s", other);
             }
             (other, Dialect::Pushed) => {
-                return self.wrong(node, path, "a whole number of seconds", other);
+                return self.wrong(node, path, "seconds", other);
             }
         };
         match parsed {

@@ -84,8 +84,8 @@ impl Setting {
     pub(crate) fn given(&self, texts: &[String], report: &mut Report, name: &str) -> Option<Given> {
         let last = texts.last()?;
         let outcome = match self.kind {
-            // `--url ""` is a mistake of its own; elsewhere nothing means nothing.
-            _ if texts.iter().all(String::is_empty) && self.key != "url" => return None,
+            // `--url ""` and `--protocol ""` are mistakes of their own; elsewhere nothing means nothing.
+            _ if texts.iter().all(String::is_empty) && self.key != "url" && name != "--protocol" => return None,
             Kind::Bool => truth(last).map(Given::Bool).ok_or_else(|| "must be true or false".to_owned()),
             Kind::Duration => duration::parse(last)
                 .map(|duration| Given::Nanos(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)))

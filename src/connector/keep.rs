@@ -437,11 +437,7 @@ struct Waits {
 
 impl Waits {
     fn new(retries: u8) -> Self {
-        let longest = Duration::from_secs(1u64 << u32::from(retries.min(16)));
-        Self {
-            network: Backoff::new(Duration::from_millis(250), Duration::from_secs(1)),
-            refusal: Backoff::new(Duration::from_secs(2), longest.max(Duration::from_secs(2))),
-        }
+        Self { network: Backoff::of_outages(), refusal: Backoff::of_refusals(retries) }
     }
 
     fn attempts(&self) -> u8 {

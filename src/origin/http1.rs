@@ -62,6 +62,9 @@ pub(super) struct GiveBack {
     pub(super) name: Option<ServerName<'static>>,
 }
 
+/// Implied in HTTP/1.1, but a service of HTTP/1.0 keeps the connection only if it is asked to.
+const KEEP_ALIVE: http::HeaderValue = http::HeaderValue::from_static("keep-alive");
+
 /// One HTTP/1.1 connection: hyper's two halves, both polled here.
 #[derive(Debug)]
 pub(super) struct H1 {
@@ -102,10 +105,13 @@ impl H1 {
 
     pub(super) async fn exchange(
         mut self: Box<Self>,
-        request: BoxedRequest,
+        mut request: BoxedRequest,
         websocket: bool,
         give_back: GiveBack,
     ) -> Result<Reply, Broken> {
+        if !websocket {
+            request.headers_mut().insert(http::header::CONNECTION, KEEP_ALIVE);
+        }
         let heard = self.heard.clone();
         let before = heard.load(Ordering::Relaxed);
         let mut sent = pin!(self.sender.try_send_request(*request));

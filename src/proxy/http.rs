@@ -117,8 +117,6 @@ fn to_service(
         may_speak_h2 && hop::tokens(&headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
     hop::strip(&mut headers, &KEPT);
     headers.remove(header::PROXY_AUTHORIZATION);
-    // Answered by the transport on this side already; the service would answer a second time.
-    headers.remove(header::EXPECT);
     headers.remove(header::CONTENT_LENGTH);
     match length {
         BodyLength::Known(length) if !websocket => {

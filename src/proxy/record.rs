@@ -12,6 +12,15 @@ use crate::{
 
 const RAY: HeaderName = HeaderName::from_static("cf-ray");
 
+/// How the user agent of Cloudflare's load balancer begins when it checks whether a service is there (protocol.md §9.1).
+const PROBE: &[u8] =
+    b"Mozilla/5.0 (compatible; Cloudflare-Traffic-Manager/1.0; +https://www.cloudflare.com/traffic-manager/;";
+
+/// Whether a request with this user agent is such a check and not a visitor's; the access event says so.
+pub fn is_probe(user_agent: &HeaderValue) -> bool {
+    user_agent.as_bytes().starts_with(PROBE)
+}
+
 /// One request.
 #[derive(Debug)]
 pub(super) struct Record<'a> {
@@ -24,6 +33,7 @@ pub(super) struct Record<'a> {
     host: HeaderValue,
     target: ::http::uri::PathAndQuery,
     ray: Option<HeaderValue>,
+    probe: bool,
     /// What the visitor was told.
     pub(super) status: StatusCode,
     code: Option<Code>,
@@ -49,6 +59,7 @@ impl<'a> Record<'a> {
             host: head.host.clone(),
             target: head.target.clone(),
             ray: head.headers.get(RAY).cloned(),
+            probe: head.headers.get(::http::header::USER_AGENT).is_some_and(is_probe),
             status: StatusCode::OK,
             code: None,
             cause: String::new(),
@@ -117,6 +128,7 @@ impl Drop for Record<'_> {
                 connection = u64::from(self.via.connection),
                 transport = self.via.transport.as_str(),
                 ray = self.ray.as_ref().and_then(|ray| ray.to_str().ok()).unwrap_or_default(),
+                probe = self.probe.then_some(true),
                 code = self.code.map_or("", Code::as_str),
                 cause = self.cause.as_str(),
                 end = if self.left { "visitor-left" } else if self.cut { "cut" } else { "" },

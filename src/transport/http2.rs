@@ -199,6 +199,8 @@ pub fn request_head(parts: Parts, websocket: bool, ended: bool) -> Result<Reques
     let target = parse_target(if target.is_empty() { b"/" } else { target.as_bytes() })?;
     headers.remove(UPGRADE);
     headers.remove(TRACE_ID);
+    // Ends here, as with the peer (protocol.md §6.3); over QUIC it reaches the service, whose 100 is swallowed.
+    headers.remove(header::EXPECT);
     join_cookies(&mut headers)?;
     let body = if websocket {
         BodyLength::None

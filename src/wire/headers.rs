@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::general_purpose::{GeneralPurpose, NO_PAD, STANDARD_NO_PAD},
+};
 use bytes::{BufMut, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -50,6 +54,9 @@ pub fn put_canonical(name: &str, out: &mut impl BufMut) {
         start_of_word = byte == b'-';
     }
 }
+
+/// Go's decoder does not look at the bits behind the last byte.
+const FORGIVING: GeneralPurpose = GeneralPurpose::new(&STANDARD, NO_PAD.with_decode_allow_trailing_bits(true));
 
 /// Packs headers into one value: `base64(name):base64(value)` joined by `;`, one pair per value (§6.5).
 pub fn pack<'a>(headers: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>) -> HeaderValue {
@@ -114,7 +121,7 @@ pub fn split_pair(pair: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
     let (Some(name), Some(value), None) = (pieces.next(), pieces.next(), pieces.next()) else {
         return Err(Error::PackedHeaders);
     };
-    let decode = |piece: &[u8]| STANDARD_NO_PAD.decode(strip_line_ends(piece)).map_err(|_| Error::PackedHeaders);
+    let decode = |piece: &[u8]| FORGIVING.decode(strip_line_ends(piece)).map_err(|_| Error::PackedHeaders);
     Ok((decode(name)?, decode(value)?))
 }
 

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use adit::config::{
-    Config, Flags, IpVersion, Loaded, LogFormat, LogLevel, MetricsAddress, Mistakes, Protocol, parse_file,
-};
+use adit::config::{Config, Flags, Loaded, LogFormat, LogLevel, MetricsAddress, Mistakes, Protocol, parse_file};
 use clap::Parser;
 
 #[derive(Debug, Parser)]
@@ -153,62 +151,6 @@ fn flags_that_only_cloudflares_api_serves_do_not_exist() {
 #[test]
 fn the_table_of_flags_is_consistent() {
     <Cli as clap::CommandFactory>::command().debug_assert();
-}
-
-#[test]
-fn the_bind_address_decides_the_family() {
-    let cases: serde_json::Value = serde_json::from_str(include_str!("../data/feature_cases.json")).unwrap();
-    for case in cases["edge_ip_version"].as_array().unwrap() {
-        let flags = Flags::default()
-            .with("edge-ip-version", case["flag"].as_str().unwrap())
-            .with("edge-bind-address", case["bind_address"].as_str().unwrap());
-        let outcome = read("", &[], &flags);
-        assert_eq!(outcome.is_ok(), case["expect"]["ok"] == true, "{}", case["id"]);
-        if let Ok(loaded) = outcome {
-            let wanted = match case["expect"]["version"].as_str().unwrap() {
-                "4" => IpVersion::V4,
-                "6" => IpVersion::V6,
-                _ => IpVersion::Auto,
-            };
-            assert_eq!(loaded.config.edge_ip_version, wanted, "{}", case["id"]);
-            let warned = !loaded.warnings.is_empty();
-            assert_eq!(warned, case["expect"]["override_warning"] == true, "{}", case["id"]);
-        }
-    }
-}
-
-#[test]
-fn protocols_are_the_ones_cloudflared_knows() {
-    let cases: serde_json::Value = serde_json::from_str(include_str!("../data/feature_cases.json")).unwrap();
-    for case in cases["protocol_selection"].as_array().unwrap() {
-        let id = case["id"].as_str().unwrap();
-        let outcome = read("", &[], &Flags::default().with("protocol", case["flag"].as_str().unwrap()));
-        let wanted = match id {
-            // An empty text is as good as none, everywhere.
-            "proto:empty" => Some(Protocol::Auto),
-            // `auto` asks no TXT record, so percentages found in one change nothing.
-            "proto:auto-http2-100" => Some(Protocol::Auto),
-            _ => match (case["expect"]["current"].as_str(), case["expect"]["fallback"].as_str()) {
-                (Some("quic"), Some(_)) => Some(Protocol::Auto),
-                (Some("quic"), None) => Some(Protocol::Quic),
-                (Some("http2"), _) => Some(Protocol::Http2),
-                _ => None,
-            },
-        };
-        assert_eq!(outcome.ok().map(|loaded| loaded.config.protocol), wanted, "{id}");
-    }
-}
-
-#[test]
-fn resolver_addresses_are_checked_although_nothing_uses_them_yet() {
-    let cases: serde_json::Value = serde_json::from_str(include_str!("../data/feature_cases.json")).unwrap();
-    for case in cases["dns_resolver_addrs"].as_array().unwrap() {
-        let addresses = case["input"].as_array().unwrap().iter();
-        let flags = addresses
-            .fold(Flags::default(), |flags, address| flags.with("dns-resolver-addrs", address.as_str().unwrap()));
-        assert_eq!(read("", &[], &flags).is_ok(), case["ok"] == true, "{}", case["id"]);
-    }
-    assert!(read("", &[], &Flags::default().with("dns-resolver-addrs", "1.1.1.1:53")).is_ok());
 }
 
 #[test]

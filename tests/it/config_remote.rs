@@ -22,8 +22,13 @@ fn pushes_are_judged_and_resolved_like_in_the_vectors() {
     for case in vectors("config.remote") {
         let name = case["name"].as_str().unwrap();
         let outcome = parse(case["json"].as_str().unwrap());
-        assert_eq!(outcome.is_ok(), case["accepted"] == true, "{name}: {outcome:?}");
+        // Read here, since not only the dashboard writes rules.
+        let forgiven = ["fractional_duration", "string_duration"].contains(&name);
+        assert_eq!(outcome.is_ok(), case["accepted"] == true || forgiven, "{name}: {outcome:?}");
         let Ok(config) = outcome else { continue };
+        if forgiven {
+            continue;
+        }
         let view: Value = serde_json::from_str(&config_view(1, &config.ingress, &config.warp_routing)).unwrap();
         assert_eq!(view["config"]["originRequest"], case["defaults_effective"], "{name}");
         let wanted = case["rules_effective"].as_array().unwrap();
@@ -48,7 +53,7 @@ fn pushes_are_judged_and_resolved_like_in_the_vectors() {
 #[test]
 fn a_push_is_refused_with_every_reason() {
     let refused = parse(
-        r#"{"ingress":[{"hostname":"a.com:1","service":"foo://x"},{"path":"(","service":"http://y/z"}],"originRequest":{"connectTimeout":"1s","noTLSVerify":"true"}}"#,
+        r#"{"ingress":[{"hostname":"a.com:1","service":"foo://x"},{"path":"(","service":"http://y/z"}],"originRequest":{"connectTimeout":true,"noTLSVerify":"true"}}"#,
     );
     let refused = refused.unwrap_err().to_string();
     for wanted in [
@@ -56,7 +61,7 @@ fn a_push_is_refused_with_every_reason() {
         "ingress[0].service: unknown scheme",
         "ingress[1].path:",
         "ingress[1].service: a service has no path",
-        "originRequest.connectTimeout: must be a whole number of seconds",
+        "originRequest.connectTimeout: must be seconds",
         "originRequest.noTLSVerify: this is a text because of its quotes",
     ] {
         assert!(refused.contains(wanted), "{wanted}\n{refused}");
@@ -102,26 +107,6 @@ fn trailing_data_and_broken_json_are_refused() {
     }
     assert!(RemoteConfig::parse(b"\xff").is_err());
     assert!(parse(&"[".repeat(100_000)).is_err());
-}
-
-#[test]
-fn seconds_must_be_whole_and_not_negative() {
-    for (value, fine) in [
-        ("30", true),
-        ("0", true),
-        ("null", true),
-        ("1.5", false),
-        ("1e2", false),
-        ("100.0", false),
-        ("-1", false),
-        ("\"30s\"", false),
-        ("true", false),
-        ("99999999999999999999", false),
-        ("9223372036854775807", false),
-    ] {
-        let json = format!(r#"{{"originRequest":{{"connectTimeout":{value}}}}}"#);
-        assert_eq!(parse(&json).is_ok(), fine, "{value}");
-    }
 }
 
 #[test]
@@ -224,5 +209,36 @@ proptest! {
             let told = local_push(Some(&config.ingress), &config.warp_routing, &[]);
             prop_assert_eq!(parse(&told).unwrap().ingress, config.ingress);
         }
+    }
+}
+
+#[test]
+fn pushed_durations_are_seconds_with_fractions_or_texts_with_units() {
+    let timeout = |value: &str| {
+        let push = format!(r#"{{"originRequest":{{"connectTimeout":{value}}},"ingress":[{{"service":"http://a"}}]}}"#);
+        parse(&push).map(|config| config.ingress.rules[0].origin.connect_timeout)
+    };
+    for (value, millis) in [
+        ("30", 30_000),
+        ("0", 0),
+        ("null", 30_000),
+        ("1.5", 1_500),
+        ("1e2", 100_000),
+        (r#""30s""#, 30_000),
+        (r#""1m250ms""#, 60_250),
+    ] {
+        assert_eq!(timeout(value).unwrap().as_millis(), millis, "{value}");
+    }
+    for (value, why) in [
+        ("-1", "negative"),
+        ("-0.5", "negative"),
+        ("1e300", "290 years"),
+        ("99999999999999999999", "290 years"),
+        ("9223372036854775807", "290 years"),
+        (r#""30""#, "needs a unit"),
+        ("true", "must be seconds"),
+    ] {
+        let refused = timeout(value).unwrap_err().to_string();
+        assert!(refused.contains(why), "{value}: {refused}");
     }
 }

@@ -170,3 +170,14 @@ fn a_url_without_a_scheme_is_refused_with_the_right_one() {
     assert!(explain(&ingress, "https://").is_err());
     assert!(explain(&ingress, "https:///x").is_err());
 }
+
+#[test]
+fn blocks_of_one_family_do_not_cover_the_other() {
+    let yaml = "ingress:\n- service: socks-proxy\n  originRequest:\n    ipRules: [{prefix: 0.0.0.0/0, allow: true}, {prefix: '::ffff:10.0.0.0/104', allow: false}]\n";
+    let ingress = ingress(yaml);
+    let rules = &ingress.rules[0].origin.ip_rules;
+    assert!(rules.decide("1.2.3.4".parse().unwrap(), 1));
+    assert!(rules.decide("::ffff:1.2.3.4".parse().unwrap(), 1));
+    assert!(!rules.decide("2001::1".parse().unwrap(), 1));
+    assert!(!adit::config::IpRules::default().decide("127.0.0.1".parse().unwrap(), 1));
+}

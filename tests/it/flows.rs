@@ -36,7 +36,7 @@ async fn nobody() -> SocketAddr {
 }
 
 /// A local connection that the edge forwards to `dest`; the second value tells how it ended.
-async fn forward(lab: &Lab, dest: SocketAddr) -> (TcpStream, oneshot::Receiver<Result<(), String>>) {
+pub(crate) async fn forward(lab: &Lab, dest: SocketAddr) -> (TcpStream, oneshot::Receiver<Result<(), String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     let (edge, tunnel, local) = (lab.edge.clone(), lab.token.tunnel, far.unwrap().0);
@@ -149,7 +149,7 @@ async fn refused(over: Over) {
 }
 
 /// Whether a forwarded connection carries bytes.
-async fn works(stream: &mut TcpStream) -> bool {
+pub(crate) async fn works(stream: &mut TcpStream) -> bool {
     let mut back = [0; 4];
     stream.write_all(b"ping").await.is_ok() && stream.read_exact(&mut back).await.is_ok()
 }
@@ -178,7 +178,7 @@ async fn flow_limit(over: Over) {
 }
 
 /// SOCKS5 as far as the answer to the request; the reply's code, and the stream.
-async fn socks(lab: &Lab, request: &[u8]) -> (u8, WebSocketStream<TcpStream>) {
+pub(crate) async fn socks(lab: &Lab, request: &[u8]) -> (u8, WebSocketStream<TcpStream>) {
     let (mut socket, _) = open(lab).await.unwrap();
     socket.send(Message::binary(&b"\x05\x01\x00"[..])).await.unwrap();
     assert_eq!(next(&mut socket).await, Some(Message::binary(&b"\x05\x00"[..])));
@@ -188,12 +188,12 @@ async fn socks(lab: &Lab, request: &[u8]) -> (u8, WebSocketStream<TcpStream>) {
     (reply[1], socket)
 }
 
-fn to_address(command: u8, addr: SocketAddr) -> Vec<u8> {
+pub(crate) fn to_address(command: u8, addr: SocketAddr) -> Vec<u8> {
     let SocketAddr::V4(addr) = addr else { panic!("not IPv4") };
     [&[5, command, 0, 1][..], &addr.ip().octets(), &addr.port().to_be_bytes()].concat()
 }
 
-fn to_name(name: &str, port: u16) -> Vec<u8> {
+pub(crate) fn to_name(name: &str, port: u16) -> Vec<u8> {
     [&[5, 1, 0, 3, name.len() as u8][..], name.as_bytes(), &port.to_be_bytes()].concat()
 }
 

@@ -1,23 +1,8 @@
 //! Which rule answers a request.
 
-use adit::config::{Flags, Hostname, PathPattern, RemoteConfig, Rule, parse_file};
+use adit::config::{Hostname, PathPattern};
 use adit::ingress::{Pattern, Table};
 use proptest::prelude::*;
-use serde_json::Value;
-
-fn cases(group: &str) -> Vec<Value> {
-    let cases: Value = serde_json::from_str(include_str!("../data/feature_cases.json")).unwrap();
-    cases[group].as_array().unwrap().clone()
-}
-
-fn rules(yaml: &str) -> Vec<Rule> {
-    let loaded = parse_file("t.yml", yaml, &Flags::default(), |_| None);
-    loaded.unwrap_or_else(|mistakes| panic!("{mistakes}")).config.ingress.unwrap().rules
-}
-
-fn table(rules: &[Rule]) -> Table<usize> {
-    Table::new(rules.iter().map(|rule| (rule.into(), rule.position))).unwrap()
-}
 
 fn row(hostname: &str, path: &str) -> Pattern {
     Pattern { hostname: Hostname::parse(hostname).unwrap(), path: PathPattern::parse(path).unwrap() }
@@ -25,69 +10,6 @@ fn row(hostname: &str, path: &str) -> Pattern {
 
 fn small(rows: &[(&str, &str)]) -> Table<()> {
     Table::new(rows.iter().map(|(hostname, path)| (row(hostname, path), ()))).unwrap()
-}
-
-/// Cases whose file adit refuses: a pattern that can never match anything but itself.
-const REFUSED: [&str; 1] = ["wildcard-without-dot"];
-
-/// Single look-ups that differ, as (case, host, adit's row).
-const DIFFERENT: [(&str, &str, usize); 8] = [
-    // The odd host in front of a dot is no subdomain.
-    ("wildcard-apex", ".example.com", 1),
-    // Names in the DNS have no letter case (RFC 4343).
-    ("wildcard-apex", "x.EXAMPLE.com", 0),
-    ("case-sensitive-host", "EXAMPLE.COM", 0),
-    ("lower-rule-upper-request", "EXAMPLE.com", 0),
-    // A final dot names the same host.
-    ("lower-rule-upper-request", "example.com.", 0),
-    ("trailing-dot-rule", "example.com", 0),
-    // Both spellings of an international name are the same name, wildcard or not.
-    ("punycode-rule-ascii", "môô.cloudflare.com", 0),
-    ("unicode-wildcard", "a.xn--bcher-kva.example", 0),
-];
-
-#[test]
-fn requests_meet_the_rules_that_cloudflared_would_choose() {
-    for case in cases("ingress_match") {
-        let id = case["id"].as_str().unwrap();
-        let config = case["config"].as_str().unwrap();
-        if REFUSED.contains(&id) {
-            assert!(parse_file("t.yml", config, &Flags::default(), |_| None).is_err(), "{id}");
-            continue;
-        }
-        let rules = match case["format"].as_str().unwrap() {
-            "json" => RemoteConfig::parse(config.as_bytes()).unwrap().ingress.rules,
-            _ => rules(config),
-        };
-        let table = table(&rules);
-        for look_up in case["cases"].as_array().unwrap() {
-            let host = look_up["host"].as_str().unwrap();
-            let path = look_up["path"].as_str().unwrap();
-            // The cases give decoded paths; a request carries them encoded.
-            let encoded = path.replace('%', "%25").replace('?', "%3F").replace('\n', "%0A");
-            let wanted = DIFFERENT
-                .iter()
-                .find(|(case, name, _)| *case == id && *name == host)
-                .map_or(look_up["rule_index"].as_u64().unwrap() as usize, |(.., row)| *row);
-            assert_eq!(*table.find(host, &encoded).1, wanted, "{id}: {host:?} {path:?}");
-        }
-    }
-}
-
-#[test]
-fn several_origins_are_told_apart_by_host_and_path() {
-    let case = &cases("multi_origin_routing")[0];
-    let mut document = case["rules"].clone();
-    document[0]["service"] = "http://localhost:8000".into();
-    let yaml = serde_json::json!({ "ingress": document }).to_string();
-    let rules = rules(&yaml);
-    let table = table(&rules);
-    let wanted = [0, 1, 2, 3, 3];
-    for (look_up, wanted) in case["cases"].as_array().unwrap().iter().zip(wanted) {
-        let url = look_up["url"].as_str().unwrap().strip_prefix("http://").unwrap();
-        let (host, path) = url.split_at(url.find('/').unwrap_or(url.len()));
-        assert_eq!(table.find(host, path).0, wanted, "{url}");
-    }
 }
 
 #[test]

@@ -10,10 +10,10 @@
 
 mod balance;
 mod body;
+mod cases;
 mod chaos;
 mod cli;
 mod cloudflared;
-mod config_cases;
 mod config_file;
 mod config_layers;
 mod config_remote;

@@ -41,12 +41,6 @@ pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
-/// What connectors of this edge register with.
-fn secret() -> Token {
-    let secret = Secret::new(vec![7; 32]);
-    Token { account: "account".into(), tunnel: Uuid::from_u128(7), secret, endpoint: None }
-}
-
 /// What a ClientHello said.
 #[derive(Debug)]
 pub(crate) struct Hello {
@@ -181,7 +175,7 @@ impl RawEdge {
             .with("edge", &self.addr.to_string())
             .with("cacert", &self.ca().display().to_string())
             .with("protocol", protocol)
-            .with("token", &secret().encode())
+            .with("token", &token().encode())
             .with("metrics", "127.0.0.1:0")
             .with("grace-period", "5s")
             .with("ha-connections", "1");
@@ -199,13 +193,13 @@ impl RawEdge {
 
     /// The same as a process.
     pub(crate) fn program(&self, protocol: &str, yaml: &str) -> Program {
-        let (config, token) = (self.dir.path().join("config.yml"), self.dir.path().join("token"));
+        let (config, token_file) = (self.dir.path().join("config.yml"), self.dir.path().join("token"));
         std::fs::write(&config, yaml).unwrap();
-        std::fs::write(&token, secret().encode().as_bytes()).unwrap();
+        std::fs::write(&token_file, token().encode().as_bytes()).unwrap();
         Program::start(|command| {
             command.args(["run", "--metrics", "127.0.0.1:0", "--protocol", protocol, "--ha-connections", "1"]);
             command.arg("--edge").arg(self.addr.to_string()).arg("--edge-ca").arg(self.ca());
-            command.arg("--config").arg(&config).arg("--token-file").arg(&token)
+            command.arg("--config").arg(&config).arg("--token-file").arg(&token_file)
         })
     }
 
@@ -222,6 +216,11 @@ impl RawEdge {
 
     fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.pem")
+    }
+
+    /// The file that its connectors have to trust.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.ca()
     }
 
     /// The next connection over QUIC, nothing done with it.
@@ -312,6 +311,12 @@ impl RawEdge {
         let (registration, reply) = asked(&mut calls).await;
         (H2Peer { sender, _end: end, calls, registration }, reply)
     }
+}
+
+/// What every connector of a raw edge registers with.
+pub(crate) fn token() -> Token {
+    let secret = Secret::new(vec![7; 32]);
+    Token { account: "account".into(), tunnel: Uuid::from_u128(7), secret, endpoint: None }
 }
 
 /// Waits for the registration and answers it.

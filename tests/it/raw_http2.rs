@@ -22,7 +22,7 @@ fn field<'a>(answer: &'a H2Answer, name: &str) -> Option<&'a str> {
     answer.head.headers.get(name).map(|value| value.to_str().unwrap())
 }
 
-fn tcp(authority: &str) -> Request<()> {
+pub(crate) fn tcp(authority: &str) -> Request<()> {
     let uri = format!("https://{authority}/");
     Request::builder().uri(uri).header("cf-cloudflared-proxy-src", "1.2.3.4:5").body(()).unwrap()
 }

@@ -6,8 +6,7 @@ mod rules;
 mod said;
 mod stream;
 
-use adit::proxy::frames::{Encoder, Opcode, Role, accept_key};
-use serde::Deserialize;
+use adit::proxy::frames::{Encoder, Opcode, Role};
 
 use said::{Said, decode, join};
 
@@ -30,64 +29,6 @@ fn raw(first: u8, payload: &[u8]) -> Vec<u8> {
 
 fn message(opcode: Opcode, payload: &[u8]) -> Said {
     Said::Message { opcode, payload: payload.to_vec(), whole: true }
-}
-
-#[test]
-fn accept_keys_are_the_ones_observed() {
-    #[derive(Deserialize)]
-    struct Case {
-        id: String,
-        key: String,
-        accept: String,
-    }
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../data/ws_accept_key.json")).unwrap();
-    assert_eq!(cases.len(), 2);
-    for case in cases {
-        assert_eq!(accept_key(case.key.as_bytes()), case.accept, "{}", case.id);
-    }
-}
-
-#[test]
-fn what_a_visitor_sends_arrives_whole_and_is_answered() {
-    #[derive(Deserialize)]
-    struct Case {
-        id: String,
-        send: Send,
-        delivered: Option<usize>,
-        reply: Option<String>,
-    }
-    #[derive(Deserialize)]
-    struct Send {
-        op: String,
-        len: Option<usize>,
-        payload: Option<String>,
-        code: Option<u16>,
-    }
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../data/ws_tcp.json")).unwrap();
-    assert_eq!(cases.len(), 7);
-    for Case { id, send, delivered, reply } in cases {
-        let payload = send.payload.unwrap_or_default().into_bytes();
-        let sent = match send.op.as_str() {
-            "binary" => raw(0x82, &vec![7; send.len.unwrap()]),
-            "text" => raw(0x81, &vec![b'x'; send.len.unwrap()]),
-            "ping" => raw(0x89, &payload),
-            _ => client().close(send.code, "").to_vec(),
-        };
-        let (events, error) = decode(Role::Server, &[&sent]);
-        assert_eq!(error, None, "{id}");
-        match (&join(events)[..], delivered, reply.as_deref()) {
-            ([Said::Message { payload, whole: true, .. }], Some(length), None) => {
-                assert_eq!(payload.len(), length, "{id}");
-            }
-            ([Said::Ping(got)], None, Some("pong")) => {
-                assert_eq!(Encoder::server().pong(got)[..], [&[0x8a, 4][..], &payload].concat(), "{id}");
-            }
-            ([Said::Close(code, reason)], None, Some("close")) => {
-                assert_eq!(Encoder::server().close(*code, reason)[..], [0x88, 2, 0x03, 0xe8], "{id}");
-            }
-            (said, ..) => panic!("{id}: {said:?}"),
-        }
-    }
 }
 
 #[test]
