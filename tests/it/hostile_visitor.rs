@@ -77,7 +77,11 @@ impl Siege {
         visitor.write_all(request.as_bytes()).await.unwrap();
         let mut bytes = Vec::new();
         soon("an answer", visitor.read_to_end(&mut bytes)).await.unwrap();
-        Answer::parse(&bytes).status
+        let answer = Answer::parse(&bytes);
+        if answer.status != 200 {
+            eprintln!("{} {:?}", answer.status, answer.code());
+        }
+        answer.status
     }
 
     /// Another visitor is served, and edge and connector have stayed small.

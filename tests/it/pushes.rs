@@ -92,7 +92,7 @@ async fn reasons(over: Over) {
             { "hostname": "a.test", "service": "https://a.my.svc:8443" },
             { "hostname": "b.test", "service": "https://svc" },
             { "hostname": "c:80", "service": "http://c.svc" },
-            { "hostname": "d.test", "service": "nonsense", "originRequest": { "connectTimeout": "30s" } },
+            { "hostname": "d.test", "service": "nonsense", "originRequest": { "connectTimeout": "soon" } },
             { "hostname": "e.test", "service": "https://e.svc", "innerHop": {} },
             { "hostname": "f.test", "service": "tcp://x", "originRequest": { "bastionMode": true } },
             { "service": "http_status:404" },

@@ -29,6 +29,8 @@ pub(super) struct Source {
     at: usize,
     /// Whether more is kept: not once the answer began, or more came than is kept.
     keeping: bool,
+    /// The visitor left in the middle, or sent what is no body.
+    broken: bool,
 }
 
 /// A source that its sender and its request share; both are polled by one task.
@@ -36,7 +38,7 @@ pub(super) type Shared = Arc<Mutex<Source>>;
 
 impl Source {
     pub(super) fn new(body: Incoming) -> Shared {
-        Arc::new(Mutex::new(Self { body, read: Vec::new(), bytes: 0, at: 0, keeping: true }))
+        Arc::new(Mutex::new(Self { body, read: Vec::new(), bytes: 0, at: 0, keeping: true, broken: false }))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
@@ -45,6 +47,7 @@ impl Source {
             return Poll::Ready(Some(Ok(Frame::data(again.clone()))));
         }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.broken |= matches!(frame, Some(Err(_)));
         if self.keeping
             && let Some(Ok(frame)) = &frame
         {
@@ -64,6 +67,11 @@ impl Source {
         self.keeping = false;
         self.read = Vec::new();
         self.at = 0;
+    }
+
+    /// Whether the visitor, and nobody behind him, spoiled the request.
+    pub(super) fn is_broken(source: &Shared) -> bool {
+        source.lock().unwrap_or_else(PoisonError::into_inner).broken
     }
 
     /// Goes back to the start, if that is still here.

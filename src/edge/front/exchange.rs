@@ -51,7 +51,7 @@ pub(super) async fn answer(
     let mut response = match exchange(shared, visitor, request).await {
         Ok(response) => response,
         Err((status, code)) => {
-            nonsense = status == StatusCode::BAD_REQUEST;
+            nonsense = matches!(status, StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
             shared.metrics.refused(code);
             refusal(status, code)
         }
@@ -59,7 +59,7 @@ pub(super) async fn answer(
     shared.metrics.answered(response.status());
     let draining = shared.tasks.draining().is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS;
     // Told while draining, so that nobody sends a request into a connection that is about to be closed; and where a
-    // request made no sense, since nobody knows what the bytes behind it are.
+    // request made no sense or was a CONNECT, since nobody knows what the bytes behind it are.
     if in_http1 && (draining || nonsense) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -170,6 +170,9 @@ impl Offer<'_> {
                 Ok(taken) => return Ok(taken),
                 Err(failure) => failure,
             };
+            if source.as_ref().is_some_and(Source::is_broken) {
+                return Err((StatusCode::BAD_REQUEST, "request-invalid"));
+            }
             tracing::warn!(
                 host = self.host, tunnel = %session.tunnel(), connector = %session.connector(), %error, ?fate,
                 "a connector did not answer"
