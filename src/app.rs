@@ -117,6 +117,7 @@ impl ConnectorApp {
         let rules = Rules {
             routes,
             mode: config.remote_config,
+            limits: config.limits,
             max_active_flows: config.max_active_flows,
             metrics: metrics.clone(),
             forbidden,

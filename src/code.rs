@@ -10,6 +10,8 @@ pub const ADIT_ERROR: HeaderName = HeaderName::from_static("adit-error");
 pub enum Code {
     /// A rule demands an Access token, which is not checked yet.
     AccessRequired,
+    /// The request's body is larger than the rule allows.
+    BodyTooLarge,
     /// The body has no length where the rule needs one.
     LengthRequired,
     /// Rules are still to come from the edge.
@@ -22,7 +24,7 @@ pub enum Code {
     OriginExpired,
     /// The service's certificate is for another name.
     OriginIdentity,
-    /// The service took too long to be reached.
+    /// The service took too long to be reached or to answer.
     OriginTimeout,
     /// The service refused the TLS handshake.
     OriginTlsRefused,
@@ -30,14 +32,17 @@ pub enum Code {
     OriginUnreachable,
     /// The service's certificate chains to no trusted root.
     OriginUntrusted,
+    /// As many requests as the rule allows are in flight.
+    Overloaded,
     /// The request itself is not usable for this kind of service.
     RequestInvalid,
 }
 
 impl Code {
     /// Every code, for metrics that show zeros.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::AccessRequired,
+        Self::BodyTooLarge,
         Self::LengthRequired,
         Self::NoConfiguration,
         Self::NotFound,
@@ -48,6 +53,7 @@ impl Code {
         Self::OriginTlsRefused,
         Self::OriginUnreachable,
         Self::OriginUntrusted,
+        Self::Overloaded,
         Self::RequestInvalid,
     ];
 
@@ -55,6 +61,7 @@ impl Code {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AccessRequired => "access-required",
+            Self::BodyTooLarge => "body-too-large",
             Self::LengthRequired => "length-required",
             Self::NoConfiguration => "no-configuration",
             Self::NotFound => "not-found",
@@ -65,6 +72,7 @@ impl Code {
             Self::OriginTlsRefused => "origin-tls-refused",
             Self::OriginUnreachable => "origin-unreachable",
             Self::OriginUntrusted => "origin-untrusted",
+            Self::Overloaded => "overloaded",
             Self::RequestInvalid => "request-invalid",
         }
     }
@@ -76,8 +84,9 @@ impl Code {
             Self::AccessRequired => 403,
             Self::NotFound => 404,
             Self::LengthRequired => 411,
+            Self::BodyTooLarge => 413,
             Self::OriginProtocol | Self::OriginUnreachable => 502,
-            Self::NoConfiguration => 503,
+            Self::NoConfiguration | Self::Overloaded => 503,
             Self::OriginTimeout => 504,
             Self::OriginTlsRefused => 525,
             Self::OriginExpired | Self::OriginIdentity | Self::OriginUntrusted => 526,

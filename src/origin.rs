@@ -7,6 +7,8 @@ pub mod http;
 mod http2;
 pub mod io;
 mod pool;
+pub mod proxy_protocol;
+pub mod request_body;
 
 use std::{io as std_io, sync::Arc};
 
@@ -16,7 +18,6 @@ use crate::{
     code::Code,
     config::{OriginOptions, Service},
     tls::{self, OriginTls, SystemRoots},
-    transport::StreamError,
 };
 use dial::{Dialer, Target};
 use http::HttpOrigin;
@@ -69,9 +70,6 @@ pub enum Error {
     /// The connection broke after the answer began.
     #[error("{0}")]
     Broken(#[source] std_io::Error),
-    /// The visitor's side broke; nobody waits for an answer.
-    #[error("{0}")]
-    Visitor(#[source] StreamError),
     /// A body without a length where the rule forbids chunks.
     #[error("a body of unknown length, and disableChunkedEncoding is on")]
     LengthRequired,
@@ -85,7 +83,7 @@ impl Error {
             Self::TimedOut(_) => Code::OriginTimeout,
             Self::Tls(error) => tls_code(error),
             Self::ServerName(_) => Code::OriginIdentity,
-            Self::Http(_) | Self::Broken(_) | Self::Visitor(_) => Code::OriginProtocol,
+            Self::Http(_) | Self::Broken(_) => Code::OriginProtocol,
             Self::LengthRequired => Code::LengthRequired,
         }
     }

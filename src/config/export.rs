@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::duration::seconds;
 use super::ip_rules::IpRules;
+use super::limits::Forwarded;
 use super::origin::{Access, OriginOptions, ProxyType, WarpRouting};
 use super::rules::{Ingress, Rule};
 
@@ -31,6 +32,31 @@ pub fn local_push(ingress: Option<&Ingress>, warp_routing: &WarpRouting, reporte
     Value::Object(push).to_string()
 }
 
+/// Rules as an edge of adit's pushes them: [`local_push`] and adit's own keys, which other connectors ignore.
+pub fn edge_push(ingress: &Ingress, warp_routing: &WarpRouting) -> String {
+    let rules = ingress.rules.iter().map(|rule| {
+        let mut out = pushed_rule(rule);
+        if let Value::Object(out) = &mut out {
+            own_keys(rule, out);
+        }
+        out
+    });
+    json!({ "ingress": rules.collect::<Vec<_>>(), "warp-routing": changed_routing(warp_routing) }).to_string()
+}
+
+/// The keys that only adit has, where they are not the defaults.
+fn own_keys(rule: &Rule, out: &mut Map<String, Value>) {
+    if let Some(limits) = rule.limits.json() {
+        out.insert("limits".to_owned(), limits);
+    }
+    if rule.forwarded != Forwarded::default() {
+        out.insert("forwarded".to_owned(), rule.forwarded.as_str().into());
+    }
+    if let Some(version) = rule.origin.proxy_protocol {
+        out.insert("proxyProtocol".to_owned(), version.as_str().into());
+    }
+}
+
 /// The `/config` document (protocol.md section 10.2): every option of every rule. The version is -1
 /// until the edge pushed one. No secret can be in it: services have no user information.
 pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) -> String {
@@ -38,13 +64,17 @@ pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) 
         .rules
         .iter()
         .map(|rule| {
-            json!({
+            let mut view = json!({
                 "hostname": hostname(rule),
                 "path": rule.path.as_ref().map(|path| path.as_str()),
                 "service": rule.spelling,
                 "Handlers": null,
                 "originRequest": every_option(&rule.origin),
-            })
+            });
+            if let Value::Object(view) = &mut view {
+                own_keys(rule, view);
+            }
+            view
         })
         .collect();
     json!({

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::flags::Flags;
 use super::layers::{self, Layer};
+use super::limits::Limits;
 use super::mistakes::{Mistakes, Place, Report, Warning, distance, folded, nearest};
 use super::origin::{self, OriginOptions, WarpRouting};
 use super::reader::{Dialect, Reader, join};
@@ -104,7 +105,9 @@ pub fn parse_file(
         None => single::origin(&stacked, &file.defaults, &mut command_line),
     };
     let reported = reported([&file.layer, &env_layer, &flag_layer], flags, env);
-    let parts = Parts { stacked, tunnel, secret, ingress, reported };
+    let limits = file.limits;
+    let ingress = ingress.map(|ingress| ingress.limited(limits));
+    let parts = Parts { stacked, tunnel, secret, ingress, limits, reported };
     let mut config = parts.settle(file.warp_routing, file.remote_config, &mut report);
     config.warp_routing = config.warp_routing.limited(config.max_active_flows);
 
@@ -146,6 +149,7 @@ struct File {
     ingress: Option<Ingress>,
     warp_routing: WarpRouting,
     remote_config: RemoteConfigMode,
+    limits: Limits,
 }
 
 /// Sections that only adit has.
@@ -155,7 +159,7 @@ const STRUCTURE: [&str; 4] = ["ingress", "originRequest", "tunnel", "warp-routin
 
 fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
     let mut file = File::default();
-    let mut reader = Reader { report, dialect: Dialect::File, lenient };
+    let mut reader = Reader { report, dialect: Dialect::File, lenient, own_edge: true };
     let Value::Map(entries) = &root.value else {
         if !matches!(root.value, Value::Null) {
             reader.report.mistake(root.place, "", "a configuration is a mapping of keys to values");
@@ -172,6 +176,7 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
         match &**key {
             "originRequest" => {}
             "ingress" => file.ingress = rules::read(&mut reader, node, &file.defaults),
+            "limits" => file.limits = Limits::read(&mut reader, node, key),
             "remoteConfig" => file.remote_config = remote_config(&mut reader, node),
             "token" => file.secrets.token = secret_source::token(&mut reader, node),
             "token-file" => file.secrets.token_file = secret_source::token_file(&mut reader, node),

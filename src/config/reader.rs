@@ -24,6 +24,8 @@ pub(crate) struct Reader<'a> {
     pub(crate) dialect: Dialect,
     /// Unknown keys are warnings.
     pub(crate) lenient: bool,
+    /// Adit's own rule keys count: in a file, and in a push of an edge that confirmed to be adit's.
+    pub(crate) own_edge: bool,
 }
 
 impl Reader<'_> {

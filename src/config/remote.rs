@@ -1,6 +1,7 @@
 //! What the edge pushes (protocol.md section 5.6).
 
 use super::json::parse_json;
+use super::limits::Limits;
 use super::mistakes::{Mistakes, Warning};
 use super::origin::{self, OriginOptions, WarpRouting};
 use super::reader::{Dialect, Reader};
@@ -27,9 +28,18 @@ impl RemoteConfig {
     /// # Errors
     /// Every mistake at once: the push is refused whole, and the edge is told all reasons.
     pub fn parse(json: &[u8]) -> Result<Self, Mistakes> {
+        Self::parse_from(json, false)
+    }
+
+    /// The same; `own_edge`: the push came from an edge that confirmed to be adit's, so that the rule keys that only
+    /// adit has count. From any other they are ignored like unknown ones.
+    ///
+    /// # Errors
+    /// As [`RemoteConfig::parse`].
+    pub fn parse_from(json: &[u8], own_edge: bool) -> Result<Self, Mistakes> {
         let mut report = super::mistakes::Report::new("pushed configuration");
         let root = parse_json(json, &mut report);
-        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false };
+        let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false, own_edge };
         let (ingress, warp_routing) = root.map(|root| top_level(&mut reader, &root)).unwrap_or_default();
         if !report.mistakes.is_empty() {
             return Err(report.into_mistakes());
@@ -44,10 +54,11 @@ impl RemoteConfig {
 }
 
 fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRouting) {
-    let known = ["ingress", "innerHop", "originRequest", "warp-routing"];
-    let mut nodes: [Option<&Node>; 4] = [None; 4];
+    let known = ["ingress", "innerHop", "originRequest", "warp-routing", "limits"];
+    let known = if reader.own_edge { &known[..] } else { &known[..4] };
+    let mut nodes: [Option<&Node>; 5] = [None; 5];
     for entry in reader.map(root, "").unwrap_or_default() {
-        let Some(key) = reader.known(entry, "", &known) else {
+        let Some(key) = reader.known(entry, "", known) else {
             continue;
         };
         if let Some(at) = known.iter().position(|name| *name == key) {
@@ -55,7 +66,7 @@ fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRout
             nodes[at] = Some(&entry.node);
         }
     }
-    let [rules, inner_hop, defaults, warp_routing] = nodes;
+    let [rules, inner_hop, defaults, warp_routing, limits] = nodes;
     if let Some(node) = inner_hop {
         reader.report.mistake(node.place, "innerHop", NOT_YET);
     }
@@ -69,6 +80,8 @@ fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRout
         Value::List(items) if items.is_empty() => None,
         _ => rules::read(reader, node, &defaults),
     });
+    let limits = limits.map(|node| Limits::read(reader, node, "limits")).unwrap_or_default();
+    let ingress = ingress.map(|ingress| ingress.limited(limits));
     let unconfigured = || Ingress { defaults: defaults.clone(), ..Ingress::unconfigured() };
     (Some(ingress.unwrap_or_else(unconfigured)), warp_routing)
 }

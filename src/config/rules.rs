@@ -1,6 +1,7 @@
 //! `ingress`: the ordered rules, each checked, all mistakes reported together.
 
 use super::hostname::Hostname;
+use super::limits::{self, Forwarded, Limits, ProxyProtocol};
 use super::mistakes::Place;
 use super::origin::{self, OriginOptions, OriginPatch, ProxyType};
 use super::path::PathPattern;
@@ -30,6 +31,10 @@ pub struct Rule {
     pub spelling: String,
     /// The settled options: the rule's over the top level's over the defaults.
     pub origin: OriginOptions,
+    /// Bounds on each request, the rule's over the top level's.
+    pub limits: Limits,
+    /// What the service hears of the visitor's address.
+    pub forwarded: Forwarded,
     /// Index in the list, counted from 0.
     pub position: usize,
 }
@@ -54,8 +59,29 @@ impl Ingress {
     }
 
     pub(crate) fn single(service: Service, spelling: String, origin: OriginOptions) -> Self {
-        let rule = Rule { hostname: None, path: None, service, spelling, origin: origin.clone(), position: 0 };
+        let rule = Rule {
+            hostname: None,
+            path: None,
+            service,
+            spelling,
+            origin: origin.clone(),
+            limits: Limits::default(),
+            forwarded: Forwarded::default(),
+            position: 0,
+        };
         Self { rules: vec![rule], defaults: origin }
+    }
+}
+
+impl Ingress {
+    /// The same rules, with these limits where a rule has none of its own.
+    #[must_use]
+    pub fn limited(mut self, inherited: Limits) -> Self {
+        let answered_by_adit = |rule: &Rule| matches!(rule.service, Service::Status(_) | Service::HelloWorld);
+        for rule in self.rules.iter_mut().filter(|rule| !answered_by_adit(rule)) {
+            rule.limits = rule.limits.over(inherited);
+        }
+        self
     }
 }
 
@@ -63,11 +89,13 @@ impl Ingress {
 const MAX_RULES: usize = 10_000;
 const MAX_PATTERNS: usize = 1_000;
 
-/// Keys of a rule that cloudflared knows.
-const KEYS: [&str; 4] = ["hostname", "originRequest", "path", "service"];
+/// How many of [`ALL`] cloudflared knows.
+const FOREIGN: usize = 4;
 /// Keys of a rule that later releases of adit know. To ignore one would be to let through what it
 /// was written to stop.
-const LATER: [&str; 5] = ["forwarded", "health", "innerHop", "limits", "proxyProtocol"];
+const LATER: [&str; 2] = ["health", "innerHop"];
+/// All keys of a rule, adit's own last.
+const ALL: [&str; 7] = ["hostname", "originRequest", "path", "service", "forwarded", "limits", "proxyProtocol"];
 
 /// Reads the list of rules. `None` when there is none, or when a mistake was reported.
 pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOptions) -> Option<Ingress> {
@@ -108,8 +136,11 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
         };
         let mut origin = origin;
         origin.bastion_mode |= service == Service::Bastion;
-        let rule = Rule { hostname, path: pattern, service, spelling, origin, position };
+        origin.proxy_protocol = raw.own.proxy_protocol;
+        let Own { limits, forwarded, .. } = raw.own;
+        let rule = Rule { hostname, path: pattern, service, spelling, origin, limits, forwarded, position };
         remarks(reader, &raw, &rule, &path);
+        without_effect(reader, &raw.own.given, &rule, &path);
         rules.push(rule);
     }
     (reader.report.mistakes.len() == before && !rules.is_empty()).then(|| Ingress { rules, defaults: defaults.clone() })
@@ -126,7 +157,18 @@ struct RawRule {
     patch: OriginPatch,
     /// The keys of the rule's own `originRequest`.
     given: Vec<(Place, String)>,
+    own: Own,
     unreadable: bool,
+}
+
+/// What only adit's rules have.
+#[derive(Default)]
+struct Own {
+    limits: Limits,
+    forwarded: Forwarded,
+    proxy_protocol: Option<ProxyProtocol>,
+    /// The keys that were given; limits one by one.
+    given: Vec<(Place, &'static str)>,
 }
 
 fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule> {
@@ -140,7 +182,8 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
             raw.unreadable = true;
             continue;
         }
-        let Some(key) = reader.known(entry, path, &KEYS) else {
+        let known = if reader.own_edge { &ALL[..] } else { &ALL[..FOREIGN] };
+        let Some(key) = reader.known(entry, path, known) else {
             continue;
         };
         let path = &join(path, key);
@@ -156,6 +199,21 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
                 let before = reader.report.mistakes.len();
                 raw.service = reader.text(node, path).map(|text| (node.place, text));
                 raw.unreadable |= reader.report.mistakes.len() > before;
+            }
+            "forwarded" => {
+                raw.own.given.push((entry.place, key));
+                raw.own.forwarded = Forwarded::read(reader, node, path).unwrap_or_default();
+            }
+            "limits" => {
+                raw.own.limits = Limits::read(reader, node, path);
+                for entry in reader.map(node, path).unwrap_or_default() {
+                    let known = limits::KEYS.iter().find(|key| **key == entry.key);
+                    raw.own.given.extend(known.map(|key| (entry.place, *key)));
+                }
+            }
+            "proxyProtocol" => {
+                raw.own.given.push((entry.place, key));
+                raw.own.proxy_protocol = ProxyProtocol::read(reader, node, path);
             }
             _ => {
                 raw.patch = origin::read(reader, node, path);
@@ -292,4 +350,30 @@ fn no_effect(key: &str, rule: &Rule) -> Option<String> {
         _ => true,
     };
     (!effect).then(|| format!("has no effect on {service}"))
+}
+
+/// One of adit's own keys that does nothing is a mistake: whoever wrote it counts on it.
+fn without_effect(reader: &mut Reader<'_>, given: &[(Place, &'static str)], rule: &Rule, path: &str) {
+    let service = &rule.service;
+    let http = matches!(service, Service::Http { .. } | Service::Unix { .. });
+    let stream = matches!(service, Service::Tcp { .. } | Service::Bastion | Service::SocksProxy);
+    for (place, key) in given {
+        let (path, effect) = match *key {
+            "forwarded" => (join(path, key), http),
+            // Behind the other two stands whatever the visitor names, which expects no such header.
+            "proxyProtocol" => (join(path, key), http || matches!(service, Service::Tcp { .. })),
+            "maxConcurrent" => (join(&join(path, "limits"), key), http || stream),
+            _ => (join(&join(path, "limits"), key), http),
+        };
+        if !effect {
+            reader.report.mistake(*place, &path, format!("has no effect on {service}"));
+        }
+        let tls = matches!(service, Service::Http { tls: true, .. } | Service::Unix { tls: true, .. });
+        let many = matches!(service, Service::Http { h2c: true, .. }) || tls && rule.origin.http2_origin;
+        if *key == "proxyProtocol" && many {
+            let message = "one HTTP/2 connection carries many visitors, and the header names one: \
+                           it goes with HTTP/1.1 alone (no h2c, `http2Origin: false`)";
+            reader.report.mistake(*place, &path, message);
+        }
+    }
 }

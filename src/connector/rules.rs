@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    config::{RemoteConfig, RemoteConfigMode},
+    config::{Limits, RemoteConfig, RemoteConfigMode},
     metrics::Metrics,
     proxy::Routes,
     shutdown::Tasks,
@@ -21,6 +21,8 @@ pub struct Rules {
     pub routes: watch::Sender<Arc<Routes>>,
     /// Whether pushes are welcome.
     pub mode: RemoteConfigMode,
+    /// Limits of rules that have none of their own.
+    pub limits: Limits,
     /// A local flow limit wins over a pushed one.
     pub max_active_flows: Option<u64>,
     /// Counters.
@@ -68,12 +70,14 @@ impl Rules {
                 return refused("refused: this connector ignores pushed configurations (remoteConfig: ignore)".into());
             }
         }
-        let parsed = match RemoteConfig::parse(json) {
+        // No edge confirms yet that it is adit's.
+        let parsed = match RemoteConfig::parse_from(json, false) {
             Ok(parsed) => parsed,
             Err(mistakes) => return refused(mistakes.to_string()),
         };
         let warp = parsed.warp_routing.limited(self.max_active_flows);
-        match Routes::new(Some(parsed.ingress), warp, version, &self.metrics, &self.forbidden) {
+        let ingress = parsed.ingress.limited(self.limits);
+        match Routes::new(Some(ingress), warp, version, &self.metrics, &self.forbidden) {
             Ok(routes) => {
                 self.routes.send_replace(Arc::new(routes));
                 self.metrics.rules(version, parsed.ignored_keys);

@@ -121,7 +121,7 @@ fn read_rules(shared: &Shared, tunnel: Uuid, file: &Path) -> Result<(Rules, bool
 fn rules_to_json(name: &str, text: &str) -> Result<Vec<u8>, String> {
     let loaded = config::parse_file(name, text, &config::Flags::default(), |_| None).map_err(|m| m.to_string())?;
     let ingress = loaded.config.ingress.ok_or_else(|| format!("{name}: no ingress rules"))?;
-    Ok(config::local_push(Some(&ingress), &loaded.config.warp_routing, &[]).into_bytes())
+    Ok(config::edge_push(&ingress, &loaded.config.warp_routing).into_bytes())
 }
 
 fn push_changes(shared: &Arc<Shared>) {

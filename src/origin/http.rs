@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
@@ -24,74 +24,15 @@ use super::{
     http2::Shared,
     io::OriginIo,
     pool::Pool,
+    proxy_protocol,
+    request_body::RequestBody,
 };
-use crate::{
-    config::OriginOptions,
-    transport::{Recv, StreamError},
-};
+use crate::config::{OriginOptions, ProxyProtocol};
 
 /// Bytes of a response head that are accepted; 2 MB heads exist (hyper's own default is 400 KiB).
 const MAX_HEAD: usize = 4 << 20;
 /// Header lines of a response that are accepted; hyper's own default is 100.
 const MAX_HEADERS: usize = 512;
-
-/// What is sent to a service.
-#[derive(Debug)]
-pub enum RequestBody {
-    /// Nothing.
-    Empty,
-    /// The visitor's bytes: exactly `remaining` of them, or until the end if that is unknown.
-    Stream {
-        /// Where they come from.
-        recv: Recv,
-        /// How many are still to come.
-        remaining: Option<u64>,
-    },
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = StreamError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let Self::Stream { recv, remaining } = self.get_mut() else { return Poll::Ready(None) };
-        if *remaining == Some(0) {
-            return Poll::Ready(None);
-        }
-        match std::task::ready!(recv.poll_chunk(cx)) {
-            Some(Ok(mut bytes)) => {
-                if let Some(left) = remaining {
-                    // More than was announced would be read as the next request.
-                    bytes.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-                    *left -= bytes.len() as u64;
-                }
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Some(Err(error)) => Poll::Ready(Some(Err(error))),
-            None if remaining.is_some() => Poll::Ready(Some(Err(StreamError::Closed))),
-            None => {
-                let trailers = pin!(recv.trailers());
-                match std::task::ready!(trailers.poll(cx)) {
-                    Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-                    Ok(None) => Poll::Ready(None),
-                    Err(error) => Poll::Ready(Some(Err(error))),
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty | Self::Stream { remaining: Some(0), .. })
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Stream { remaining: Some(length), .. } => SizeHint::with_exact(*length),
-            Self::Stream { remaining: None, .. } => SizeHint::default(),
-        }
-    }
-}
 
 /// An HTTP service.
 #[derive(Debug)]
@@ -102,6 +43,7 @@ pub struct HttpOrigin {
     h2c: bool,
     pool: Arc<Pool>,
     shared: Shared,
+    proxy_protocol: Option<ProxyProtocol>,
 }
 
 #[derive(Debug)]
@@ -150,13 +92,16 @@ impl HttpOrigin {
             (None, Target::Tcp { host, .. }) => NameRule::Fixed(parse_name(host)),
             (None, Target::Unix(_)) => NameRule::Fixed(parse_name("localhost")),
         };
+        // A connection that says whom it is for serves nobody else.
+        let keep_alive_connections = if options.proxy_protocol.is_some() { 0 } else { options.keep_alive_connections };
         Self {
             dialer,
             target,
             tls: tls.map(|config| Tls { config, timeout: options.tls_timeout, name }),
             h2c,
-            pool: Arc::new(Pool::new(options.keep_alive_connections, options.keep_alive_timeout)),
+            pool: Arc::new(Pool::new(keep_alive_connections, options.keep_alive_timeout)),
             shared: Shared::default(),
+            proxy_protocol: options.proxy_protocol,
         }
     }
 
@@ -198,7 +143,8 @@ impl HttpOrigin {
                 },
             }
         }
-        let io = self.dial(name.as_ref()).await?;
+        let source = request.extensions().get::<proxy_protocol::Source>().copied();
+        let io = self.dial(name.as_ref(), source).await?;
         if io.is_h2() || (self.h2c && !websocket) {
             let connection = self.shared.connect(io, name.as_ref()).await?;
             return Ok(Reply::Response(connection.send(request).await?.map(ReplyBody::Http2)));
@@ -220,8 +166,16 @@ impl HttpOrigin {
         name.map(Some).map_err(Error::ServerName)
     }
 
-    async fn dial(&self, name: Option<&ServerName<'static>>) -> Result<OriginIo, Error> {
-        let io = self.dialer.connect(&self.target).await?;
+    async fn dial(
+        &self,
+        name: Option<&ServerName<'static>>,
+        source: Option<proxy_protocol::Source>,
+    ) -> Result<OriginIo, Error> {
+        let mut io = self.dialer.connect(&self.target).await?;
+        if let Some(version) = self.proxy_protocol {
+            let peer = io.peer();
+            proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
+        }
         let (Some(tls), Some(name)) = (&self.tls, name) else { return Ok(io) };
         let connector = TlsConnector::from(tls.config.clone());
         let handshake = async {
@@ -258,7 +212,7 @@ fn without_port(host: &str) -> &str {
 
 /// A copy of a request that may be sent twice.
 fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let repeatable = matches!(request.body(), RequestBody::Empty)
+    let repeatable = matches!(request.body(), RequestBody::Empty | RequestBody::Watched(_))
         && matches!(
             *request.method(),
             Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
@@ -268,6 +222,9 @@ fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
         *copy.method_mut() = request.method().clone();
         *copy.uri_mut() = request.uri().clone();
         *copy.headers_mut() = request.headers().clone();
+        if let Some(source) = request.extensions().get::<proxy_protocol::Source>() {
+            copy.extensions_mut().insert(*source);
+        }
         copy
     })
 }

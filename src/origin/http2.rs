@@ -10,7 +10,7 @@ use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 
-use super::{Error, http::RequestBody, io::OriginIo};
+use super::{Error, io::OriginIo, request_body::RequestBody};
 
 /// Names with a connection of their own; with `matchSNItoHost` a visitor chooses the name.
 const MOST_NAMES: usize = 256;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -26,6 +27,15 @@ pub enum OriginIo {
 }
 
 impl OriginIo {
+    /// The service's address, as far as it has one.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::TcpTls(stream) => stream.get_ref().0.peer_addr().ok(),
+            Self::Unix(_) | Self::UnixTls(_) => None,
+        }
+    }
+
     /// Whether the peer chose HTTP/2 by ALPN.
     pub fn is_h2(&self) -> bool {
         let alpn = match self {

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Proxy, Route, accept_websocket, bastion,
+    Proxy, Route, accept_websocket, bastion, forwarded,
     frames::{Decoder, Encoder, Event, MAX_HEADER, Opcode, Role},
     pipe::READ,
     record::Record,
@@ -30,6 +30,7 @@ use crate::{
         Destination, Error,
         dial::{Dialer, Target},
         io::OriginIo,
+        proxy_protocol::{self, Source},
     },
     telemetry::Chain,
     transport::{Recv, Responder, Send},
@@ -116,7 +117,11 @@ impl Service<'_> {
     async fn dial(&self, head: &RequestHead) -> Result<Dialled, Failure> {
         match self.destination {
             Destination::Fixed(target) => {
-                let io = self.dialer.connect(target).await?;
+                let mut io = self.dialer.connect(target).await?;
+                if let Some(version) = self.route.proxy_protocol {
+                    let (source, peer) = (forwarded::visitor(&head.headers).map(Source), io.peer());
+                    proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
+                }
                 Ok(if self.route.socks { Dialled::Socks(Some(io)) } else { Dialled::Connected(io) })
             }
             Destination::Header => {

@@ -13,6 +13,7 @@ mod cloudflared;
 mod config_cases;
 mod config_file;
 mod config_layers;
+mod config_limits;
 mod config_remote;
 mod config_secrets;
 mod config_values;
