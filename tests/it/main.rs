@@ -8,6 +8,7 @@
 )]
 
 mod body;
+mod cancellation;
 mod cli;
 mod cloudflared;
 mod config_cases;
@@ -21,7 +22,9 @@ mod credentials_cases;
 mod credentials_source;
 mod edge_front;
 mod edge_state;
+mod failures;
 mod flows;
+mod forwarded;
 mod harness;
 mod heads;
 mod http;
@@ -31,7 +34,9 @@ mod http_tls;
 mod https;
 mod ingress_table;
 mod layers;
+mod limits;
 mod origins;
+mod proxy_protocol;
 mod raw_attempts;
 mod raw_connector;
 mod raw_edge;
