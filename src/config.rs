@@ -15,6 +15,7 @@ mod limits;
 mod load;
 mod mistakes;
 mod origin;
+mod own;
 mod path;
 mod reader;
 mod remote;

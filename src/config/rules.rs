@@ -1,9 +1,10 @@
 //! `ingress`: the ordered rules, each checked, all mistakes reported together.
 
 use super::hostname::Hostname;
-use super::limits::{self, Forwarded, Limits, ProxyProtocol};
+use super::limits::{Forwarded, Limits};
 use super::mistakes::Place;
 use super::origin::{self, OriginOptions, OriginPatch, ProxyType};
+use super::own::Own;
 use super::path::PathPattern;
 use super::reader::{Dialect, Reader, join};
 use super::service::Service;
@@ -140,7 +141,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
         let Own { limits, forwarded, .. } = raw.own;
         let rule = Rule { hostname, path: pattern, service, spelling, origin, limits, forwarded, position };
         remarks(reader, &raw, &rule, &path);
-        without_effect(reader, &raw.own.given, &rule, &path);
+        raw.own.check(reader, &rule, &path);
         rules.push(rule);
     }
     (reader.report.mistakes.len() == before && !rules.is_empty()).then(|| Ingress { rules, defaults: defaults.clone() })
@@ -159,16 +160,6 @@ struct RawRule {
     given: Vec<(Place, String)>,
     own: Own,
     unreadable: bool,
-}
-
-/// What only adit's rules have.
-#[derive(Default)]
-struct Own {
-    limits: Limits,
-    forwarded: Forwarded,
-    proxy_protocol: Option<ProxyProtocol>,
-    /// The keys that were given; limits one by one.
-    given: Vec<(Place, &'static str)>,
 }
 
 fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule> {
@@ -200,21 +191,7 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
                 raw.service = reader.text(node, path).map(|text| (node.place, text));
                 raw.unreadable |= reader.report.mistakes.len() > before;
             }
-            "forwarded" => {
-                raw.own.given.push((entry.place, key));
-                raw.own.forwarded = Forwarded::read(reader, node, path).unwrap_or_default();
-            }
-            "limits" => {
-                raw.own.limits = Limits::read(reader, node, path);
-                for entry in reader.map(node, path).unwrap_or_default() {
-                    let known = limits::KEYS.iter().find(|key| **key == entry.key);
-                    raw.own.given.extend(known.map(|key| (entry.place, *key)));
-                }
-            }
-            "proxyProtocol" => {
-                raw.own.given.push((entry.place, key));
-                raw.own.proxy_protocol = ProxyProtocol::read(reader, node, path);
-            }
+            "forwarded" | "limits" | "proxyProtocol" => raw.own.read(reader, key, entry, path),
             _ => {
                 raw.patch = origin::read(reader, node, path);
                 raw.origin_place = node.place;
@@ -350,30 +327,4 @@ fn no_effect(key: &str, rule: &Rule) -> Option<String> {
         _ => true,
     };
     (!effect).then(|| format!("has no effect on {service}"))
-}
-
-/// One of adit's own keys that does nothing is a mistake: whoever wrote it counts on it.
-fn without_effect(reader: &mut Reader<'_>, given: &[(Place, &'static str)], rule: &Rule, path: &str) {
-    let service = &rule.service;
-    let http = matches!(service, Service::Http { .. } | Service::Unix { .. });
-    let stream = matches!(service, Service::Tcp { .. } | Service::Bastion | Service::SocksProxy);
-    for (place, key) in given {
-        let (path, effect) = match *key {
-            "forwarded" => (join(path, key), http),
-            // Behind the other two stands whatever the visitor names, which expects no such header.
-            "proxyProtocol" => (join(path, key), http || matches!(service, Service::Tcp { .. })),
-            "maxConcurrent" => (join(&join(path, "limits"), key), http || stream),
-            _ => (join(&join(path, "limits"), key), http),
-        };
-        if !effect {
-            reader.report.mistake(*place, &path, format!("has no effect on {service}"));
-        }
-        let tls = matches!(service, Service::Http { tls: true, .. } | Service::Unix { tls: true, .. });
-        let many = matches!(service, Service::Http { h2c: true, .. }) || tls && rule.origin.http2_origin;
-        if *key == "proxyProtocol" && many {
-            let message = "one HTTP/2 connection carries many visitors, and the header names one: \
-                           it goes with HTTP/1.1 alone (no h2c, `http2Origin: false`)";
-            reader.report.mistake(*place, &path, message);
-        }
-    }
 }
