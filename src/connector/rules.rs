@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{Config, Ingress, PushedBy, RemoteConfigMode, WarpRouting},
+    config::{Config, Ingress, Limits, PushedBy, RemoteConfigMode, WarpRouting},
     metrics::{Metrics, Outcome},
     proxy::{self, Routes},
     shutdown::Tasks,
@@ -27,6 +27,8 @@ pub struct Local {
     ingress: Option<Ingress>,
     warp: WarpRouting,
     mode: RemoteConfigMode,
+    /// Of rules that have none of their own, pushed ones too; the file's already have them.
+    limits: Limits,
     max_active_flows: Option<u64>,
 }
 
@@ -36,6 +38,7 @@ impl From<&Config> for Local {
             ingress: config.ingress.clone(),
             warp: config.warp_routing.clone().limited(config.max_active_flows),
             mode: config.remote_config.clone(),
+            limits: config.limits,
             max_active_flows: config.max_active_flows,
         }
     }
