@@ -330,6 +330,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn changed_limits_are_in_force_for_pushed_rules_too() {
+        let limited = |most| local(&format!("limits: {{ maxConcurrent: {most} }}\n{}", to("http://f")));
+        let most = |rules: &Rules| rules.routes.borrow().ingress.rules[0].limits.max_concurrent;
+        let mut rules = rules(&to("http://f"));
+        push(&mut rules, 1, "http://a").await;
+        for expected in [3, 4] {
+            rules.reload(limited(expected)).await.unwrap();
+            assert_eq!((in_force(&rules), most(&rules)), (is(1, "http://a"), Some(expected)));
+        }
+        push(&mut rules, 2, "http://a").await;
+        assert_eq!(most(&rules), Some(4));
+    }
+
+    #[tokio::test]
     async fn an_answer_is_bounded() {
         let mut rules = rules(&to("http_status:201"));
         let rule = format!("{{\"service\":\"http://{}.{}\"}},", "a".repeat(63), "ä".repeat(100_000));

@@ -186,14 +186,16 @@ fn pushed_keys_of_adits_own_count_only_from_an_edge_that_is_adits() {
 
 #[test]
 fn adits_edge_pushes_what_its_file_says_and_the_edge_of_others_is_not_told() {
-    let yaml = "ingress: [{service: 'http://x', forwarded: append, proxyProtocol: v1, \
+    let yaml = "ingress: [{service: ['http://x', 'http://y'], health: {path: /h}, forwarded: append, proxyProtocol: v1, \
                 limits: {requestTimeout: 1m30s, maxConcurrent: 2, headerTimeout: 1ms, maxBodyBytes: 1GiB}}]";
     let ingress: Ingress = read(yaml).unwrap().config.ingress.unwrap();
     let warp = WarpRouting::default();
     let pushed = RemoteConfig::parse_from(adit_push(&ingress, &warp).as_bytes(), PushedBy::AditEdge).unwrap();
     assert_eq!(pushed.ingress.rules, ingress.rules);
     let told = local_push(Some(&ingress), &warp, &[]);
-    assert!(!told.contains("limits") && !told.contains("forwarded"), "{told}");
+    let keys = ["limits", "forwarded", "proxyProtocol", "health", "http://y"];
+    assert!(keys.iter().all(|key| !told.contains(key)), "{told}");
+    assert_eq!(pushed.ignored_keys, 0);
     let view: Value = serde_json::from_str(&config_view(-1, &ingress, &warp)).unwrap();
     let shown = &view["config"]["ingress"][0];
     assert_eq!((&shown["forwarded"], &shown["proxyProtocol"]), (&json!("append"), &json!("v1")));

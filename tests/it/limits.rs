@@ -69,6 +69,23 @@ async fn silent_after_reuse(over: Over) {
     lab.finish().await;
 }
 
+/// The body is gone when all of it was sent, and so is one that there never was.
+async fn silent_http2(over: Over) {
+    let service = scripted(|peer| async move {
+        let mut connection = h2::server::handshake(peer.io).await.unwrap();
+        let mut silent = Vec::new();
+        while let Some(Ok(request)) = connection.accept().await {
+            silent.push(request);
+        }
+    })
+    .await;
+    let lab = Lab::start(over, &limited(format!("h2c://{service}"), "headerTimeout: 300ms")).await;
+    for answer in [lab.get("/").await, lab.send("POST", "/", "", b"body").await, lab.raw(chunked("body")).await] {
+        assert_eq!((answer.status, answer.code()), (504, Some("origin-timeout")));
+    }
+    lab.finish().await;
+}
+
 async fn not_after_an_upgrade(over: Over) {
     let service = scripted(|peer| async move {
         use futures_util::StreamExt;
@@ -292,6 +309,7 @@ async fn of_pushed_rules(over: Over) {
 over_both! {
     the_header_timeout_counts_from_the_end_of_the_request_to_the_head_of_the_answer => slow_visitor,
     a_kept_connection_that_falls_silent_times_out_as_well => silent_after_reuse,
+    an_http2_service_that_falls_silent_times_out_as_well => silent_http2,
     no_timeout_ends_a_websocket => not_after_an_upgrade,
     a_visitor_who_does_not_read_is_cut_when_the_request_took_too_long => visitor_who_does_not_read,
     a_request_above_max_concurrent_is_refused_at_once => at_once,
