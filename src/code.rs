@@ -10,6 +10,8 @@ pub const ADIT_ERROR: HeaderName = HeaderName::from_static("adit-error");
 pub enum Code {
     /// A rule demands an Access token, which is not checked yet.
     AccessRequired,
+    /// The request's body is larger than the rule allows.
+    BodyTooLarge,
     /// The grace period is over and the connection about to close.
     Draining,
     /// The body has no length where the rule needs one.
@@ -24,7 +26,7 @@ pub enum Code {
     OriginExpired,
     /// The service's certificate is for another name.
     OriginIdentity,
-    /// The service took too long to be reached.
+    /// The service took too long to be reached or to answer.
     OriginTimeout,
     /// The service refused the TLS handshake.
     OriginTlsRefused,
@@ -32,14 +34,17 @@ pub enum Code {
     OriginUnreachable,
     /// The service's certificate chains to no trusted root.
     OriginUntrusted,
+    /// As many requests as the rule allows are in flight.
+    Overloaded,
     /// The request itself is not usable for this kind of service.
     RequestInvalid,
 }
 
 impl Code {
     /// Every code, for metrics that show zeros.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::AccessRequired,
+        Self::BodyTooLarge,
         Self::Draining,
         Self::LengthRequired,
         Self::NoConfiguration,
@@ -51,6 +56,7 @@ impl Code {
         Self::OriginTlsRefused,
         Self::OriginUnreachable,
         Self::OriginUntrusted,
+        Self::Overloaded,
         Self::RequestInvalid,
     ];
 
@@ -58,6 +64,7 @@ impl Code {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AccessRequired => "access-required",
+            Self::BodyTooLarge => "body-too-large",
             Self::Draining => "draining",
             Self::LengthRequired => "length-required",
             Self::NoConfiguration => "no-configuration",
@@ -69,6 +76,7 @@ impl Code {
             Self::OriginTlsRefused => "origin-tls-refused",
             Self::OriginUnreachable => "origin-unreachable",
             Self::OriginUntrusted => "origin-untrusted",
+            Self::Overloaded => "overloaded",
             Self::RequestInvalid => "request-invalid",
         }
     }
@@ -80,8 +88,9 @@ impl Code {
             Self::AccessRequired => 403,
             Self::NotFound => 404,
             Self::LengthRequired => 411,
+            Self::BodyTooLarge => 413,
             Self::OriginProtocol | Self::OriginUnreachable => 502,
-            Self::Draining | Self::NoConfiguration => 503,
+            Self::Draining | Self::NoConfiguration | Self::Overloaded => 503,
             Self::OriginTimeout => 504,
             Self::OriginTlsRefused => 525,
             Self::OriginExpired | Self::OriginIdentity | Self::OriginUntrusted => 526,

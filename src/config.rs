@@ -14,9 +14,11 @@ mod hostname;
 mod ip_rules;
 mod json;
 mod layers;
+mod limits;
 mod load;
 mod mistakes;
 mod origin;
+mod own;
 mod path;
 mod reader;
 mod remote;
@@ -42,6 +44,7 @@ pub use self::flags::Flags;
 pub use self::health::{Health, HealthCheck};
 pub use self::hostname::{Hostname, HostnameError, normal_host};
 pub use self::ip_rules::{IpRule, IpRules, Prefix};
+pub use self::limits::{Forwarded, Limits, ProxyProtocol};
 pub use self::load::{Loaded, Source, load, parse_file, search_directories};
 pub use self::mistakes::{Mistake, Mistakes, Place, Warning};
 pub use self::origin::{Access, OriginOptions, ProxyType, WarpRouting};
@@ -105,6 +108,8 @@ pub struct Config {
     pub management_hostname: String,
     /// What happens to configurations that the edge pushes.
     pub remote_config: RemoteConfigMode,
+    /// Limits of every rule, pushed ones included, that sets none of its own; already in [`Config::ingress`].
+    pub limits: Limits,
     /// `None`: neither the file nor the single-origin flags name a service.
     pub ingress: Option<Ingress>,
     /// Settings of private-network traffic.

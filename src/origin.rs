@@ -3,7 +3,6 @@
 //! An [`Origin`] is built once per rule and generation of rules. Knows no tunnel and no rule but its own.
 
 pub mod balance;
-mod body;
 pub mod dial;
 mod health;
 pub mod http;
@@ -11,7 +10,9 @@ mod http1;
 mod http2;
 pub mod io;
 mod pool;
+pub mod proxy_protocol;
 mod reply;
+pub mod request_body;
 pub mod resolve;
 pub mod services;
 
@@ -24,12 +25,12 @@ use crate::{
     config::{Rule, Service},
     metrics::Metrics,
     tls::{self, OriginTls, SystemRoots},
-    transport::StreamError,
 };
 use ::http::HeaderValue;
 use balance::Balance;
 use dial::{Dialer, Target};
 use http::HttpOrigin;
+use request_body::BodyError;
 use resolve::Resolver;
 use services::{HttpService, HttpServices, Targets};
 
@@ -84,9 +85,9 @@ pub enum Error {
     /// The connection broke after the answer began.
     #[error("{0}")]
     Broken(#[source] std_io::Error),
-    /// The visitor's side broke; nobody waits for an answer.
+    /// The request's body ended before its end: the visitor broke it off, or it is too long.
     #[error("{0}")]
-    Visitor(#[source] StreamError),
+    Body(#[source] BodyError),
     /// A body without a length where the rule forbids chunks.
     #[error("a body of unknown length, and disableChunkedEncoding is on")]
     LengthRequired,
@@ -100,7 +101,11 @@ impl Error {
             Self::TimedOut(_) => Code::OriginTimeout,
             Self::Tls(error) => tls_code(error),
             Self::ServerName(_) => Code::OriginIdentity,
-            Self::Http(_) | Self::Http2(_) | Self::Broken(_) | Self::Visitor(_) => Code::OriginProtocol,
+            Self::Body(BodyError::TooLong) => Code::BodyTooLarge,
+            // Nobody is left to be told that the visitor is gone.
+            Self::Http(_) | Self::Http2(_) | Self::Broken(_) | Self::Body(BodyError::Visitor(_)) => {
+                Code::OriginProtocol
+            }
             Self::LengthRequired => Code::LengthRequired,
         }
     }
@@ -111,9 +116,9 @@ impl Error {
     fn is_of_service(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::TimedOut(_) | Self::Tls(_) | Self::Http2(_) | Self::Broken(_) => true,
-            // hyper tells of the visitor's body in its own words, with ours behind.
-            Self::Http(error) => !std::error::Error::source(error).is_some_and(|cause| cause.is::<StreamError>()),
-            Self::Forbidden(_) | Self::ServerName(_) | Self::Visitor(_) | Self::LengthRequired => false,
+            // hyper tells of the request's body in its own words, with ours behind.
+            Self::Http(error) => !std::error::Error::source(error).is_some_and(|cause| cause.is::<BodyError>()),
+            Self::Forbidden(_) | Self::ServerName(_) | Self::Body(_) | Self::LengthRequired => false,
         }
     }
 }

@@ -4,9 +4,11 @@
 //! access event behind. Knows no key and no edge address.
 
 pub mod bastion;
+mod forwarded;
 pub mod frames;
 mod hello;
 mod http;
+pub mod limits;
 mod over_websocket;
 mod pipe;
 mod record;
@@ -101,6 +103,10 @@ async fn request(
     if route.access_required {
         return refuse(record, responder, Code::AccessRequired).await;
     }
+    let Some(_place) = route.limiter.enter() else {
+        record.because("maxConcurrent requests are in flight");
+        return refuse(record, responder, Code::Overloaded).await;
+    };
     match &route.origin {
         Origin::Http(origin) => http::forward(proxy, route, origin, record, head, responder, recv).await,
         Origin::Status(status) => {

@@ -11,6 +11,7 @@ impl Config {
             ingress: _,
             warp_routing: _,
             remote_config: _,
+            limits: _,
             max_active_flows: _,
             tags: _,
             loglevel: _,

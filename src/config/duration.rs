@@ -19,6 +19,15 @@ pub(crate) enum DurationError {
 
 /// Reads Go's syntax (`time.ParseDuration`). The only bare number is `0`.
 pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
+    read(text, false)
+}
+
+/// The same, with `d` for 24 hours, as adit's own sections know it.
+pub(crate) fn parse_with_days(text: &str) -> Result<Duration, DurationError> {
+    read(text, true)
+}
+
+fn read(text: &str, days: bool) -> Result<Duration, DurationError> {
     let (negative, mut rest) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
         Some(b'+') => (false, &text[1..]),
@@ -46,6 +55,7 @@ pub(crate) fn parse(text: &str) -> Result<Duration, DurationError> {
             "s" => 1_000_000_000,
             "m" => 60_000_000_000,
             "h" => 3_600_000_000_000,
+            "d" if days => 86_400_000_000_000,
             _ => return Err(DurationError::UnknownUnit),
         };
         let whole: u128 = match whole {

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::duration::seconds;
 use super::health;
 use super::ip_rules::IpRules;
+use super::limits::Forwarded;
 use super::origin::{Access, OriginOptions, ProxyType, WarpRouting};
 use super::rules::{Ingress, Rule};
 
@@ -12,22 +13,20 @@ use super::rules::{Ingress, Rule};
 /// each rule, but only those that are not the defaults. Without rules it is what cloudflared sends
 /// for its built-in 503.
 ///
-/// Of a list of services the first one is told, and `health` is not: an edge that knows only
+/// Of a list of services the first one is told, and adit's own keys are not: an edge that knows only
 /// cloudflared's rules reads a `service` as a text, and would refuse the whole otherwise.
 pub fn local_push(ingress: Option<&Ingress>, warp_routing: &WarpRouting, reported: &[(String, String)]) -> String {
     push(ingress, warp_routing, reported, pushed_rule)
 }
 
-/// Rules for a peer that is known to read adit's own keys: [`local_push`] with lists and `health`.
+/// Rules for a peer that is known to read adit's own keys: [`local_push`] with them and with lists.
 pub fn adit_push(ingress: &Ingress, warp_routing: &WarpRouting) -> String {
     push(Some(ingress), warp_routing, &[], |rule| {
         let mut out = pushed_rule(rule);
         if !rule.others.is_empty() {
             out["service"] = services(rule);
         }
-        if let Some(health) = &rule.health {
-            out["health"] = health::exported(health);
-        }
+        own_keys(rule, &mut out);
         out
     })
 }
@@ -58,6 +57,22 @@ fn push(
     Value::Object(push).to_string()
 }
 
+/// The keys that only adit has, where they are not the defaults.
+fn own_keys(rule: &Rule, out: &mut Value) {
+    if let Some(health) = &rule.health {
+        out["health"] = health::exported(health);
+    }
+    if let Some(limits) = rule.limits.json() {
+        out["limits"] = limits;
+    }
+    if rule.forwarded != Forwarded::default() {
+        out["forwarded"] = rule.forwarded.as_str().into();
+    }
+    if let Some(version) = rule.origin.proxy_protocol {
+        out["proxyProtocol"] = version.as_str().into();
+    }
+}
+
 /// The `/config` document (protocol.md section 10.2): every option of every rule. The version is -1
 /// until the edge pushed one. No secret can be in it: services have no user information.
 pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) -> String {
@@ -76,9 +91,7 @@ pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) 
             if !rule.others.is_empty() {
                 shown["services"] = services(rule);
             }
-            if let Some(health) = &rule.health {
-                shown["health"] = health::exported(health);
-            }
+            own_keys(rule, &mut shown);
             shown
         })
         .collect();

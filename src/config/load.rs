@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::flags::Flags;
 use super::layers::{self, Layer};
+use super::limits::Limits;
 use super::mistakes::{Mistakes, Place, Report, Warning, distance, folded, nearest};
 use super::origin::{self, OriginOptions, WarpRouting};
 use super::reader::{Dialect, Reader, join};
@@ -150,7 +151,9 @@ pub fn parse_file(
         None => single::origin(&stacked, &file.defaults, &mut command_line),
     };
     let reported = reported([&file.layer, &env_layer, &flag_layer], flags, env);
-    let parts = Parts { stacked, tunnel, secret, ingress, reported };
+    let limits = file.limits;
+    let ingress = ingress.map(|ingress| ingress.limited(limits));
+    let parts = Parts { stacked, tunnel, secret, ingress, limits, reported };
     let mut config = parts.settle(file.warp_routing, file.remote_config, &mut report);
     config.warp_routing = config.warp_routing.limited(config.max_active_flows);
 
@@ -192,6 +195,7 @@ struct File {
     ingress: Option<Ingress>,
     warp_routing: WarpRouting,
     remote_config: RemoteConfigMode,
+    limits: Limits,
 }
 
 /// Sections that only adit has.
@@ -219,6 +223,7 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
             "originRequest" => {}
             "ingress" => file.ingress = rules::read(&mut reader, node, &file.defaults),
             "remoteConfig" => file.remote_config = remote_mode::read(&mut reader, node),
+            "limits" => file.limits = Limits::read(&mut reader, node, key),
             "token" => file.secrets.token = secret_source::token(&mut reader, node),
             "token-file" => file.secrets.token_file = secret_source::token_file(&mut reader, node),
             "credentials-contents" => {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ip_rules::{IpRule, IpRules, Prefix};
+use super::limits::ProxyProtocol;
 use super::reader::{Dialect, Reader, join};
 use super::tree::{Node, Value};
 
@@ -45,6 +46,8 @@ pub struct OriginOptions {
     pub http2_origin: bool,
     /// Access tokens; inherited settings are enforced.
     pub access: Access,
+    /// Every connection begins with a PROXY header; no key of `originRequest` but one of the rule.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Kept for exports; nothing reads it.
     pub proxy_address: String,
     /// Kept for exports; nothing reads it.
@@ -71,6 +74,7 @@ impl Default for OriginOptions {
             ip_rules: IpRules::default(),
             http2_origin: false,
             access: Access::default(),
+            proxy_protocol: None,
             proxy_address: "127.0.0.1".to_owned(),
             proxy_port: 0,
         }
@@ -154,6 +158,7 @@ impl OriginOptions {
             ip_rules: patch.ip_rules.clone().unwrap_or_else(|| self.ip_rules.clone()),
             http2_origin: patch.http2_origin.unwrap_or(self.http2_origin),
             access: patch.access.clone().unwrap_or_else(|| self.access.clone()),
+            proxy_protocol: self.proxy_protocol,
             proxy_address: patch.proxy_address.clone().unwrap_or_else(|| self.proxy_address.clone()),
             proxy_port: patch.proxy_port.unwrap_or(self.proxy_port),
         }

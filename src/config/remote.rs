@@ -1,6 +1,7 @@
 //! What the edge pushes (protocol.md section 5.6).
 
 use super::json::{MAX_BYTES, parse_json};
+use super::limits::Limits;
 use super::mistakes::{Mistakes, Place, Warning};
 use super::origin::{self, OriginOptions, WarpRouting};
 use super::reader::{Dialect, Reader};
@@ -85,10 +86,11 @@ impl RemoteConfig {
 }
 
 fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRouting) {
-    let known = ["ingress", "innerHop", "originRequest", "warp-routing"];
-    let mut nodes: [Option<&Node>; 4] = [None; 4];
+    let known = ["ingress", "innerHop", "originRequest", "warp-routing", "limits"];
+    let known = if reader.own_keys { &known[..] } else { &known[..4] };
+    let mut nodes: [Option<&Node>; 5] = [None; 5];
     for entry in reader.map(root, "").unwrap_or_default() {
-        let Some(key) = reader.known(entry, "", &known) else {
+        let Some(key) = reader.known(entry, "", known) else {
             continue;
         };
         if let Some(at) = known.iter().position(|name| *name == key) {
@@ -96,7 +98,7 @@ fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRout
             nodes[at] = Some(&entry.node);
         }
     }
-    let [rules, inner_hop, defaults, warp_routing] = nodes;
+    let [rules, inner_hop, defaults, warp_routing, limits] = nodes;
     if let Some(node) = inner_hop {
         reader.report.mistake(node.place, "innerHop", NOT_YET);
     }
@@ -110,6 +112,8 @@ fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRout
         Value::List(items) if items.is_empty() => None,
         _ => rules::read(reader, node, &defaults),
     });
+    let limits = limits.map(|node| Limits::read(reader, node, "limits")).unwrap_or_default();
+    let ingress = ingress.map(|ingress| ingress.limited(limits));
     let unconfigured = || Ingress { defaults: defaults.clone(), ..Ingress::unconfigured() };
     (Some(ingress.unwrap_or_else(unconfigured)), warp_routing)
 }

@@ -2,8 +2,10 @@
 
 use super::health::{self, Health};
 use super::hostname::Hostname;
+use super::limits::{Forwarded, Limits};
 use super::mistakes::Place;
 use super::origin::{self, OriginOptions, OriginPatch, ProxyType};
+use super::own::Own;
 use super::path::PathPattern;
 use super::reader::{Dialect, Reader, join};
 use super::service::Service;
@@ -36,6 +38,10 @@ pub struct Rule {
     pub health: Option<Health>,
     /// The settled options: the rule's over the top level's over the defaults.
     pub origin: OriginOptions,
+    /// Bounds on each request, the rule's over the top level's.
+    pub limits: Limits,
+    /// What the service hears of the visitor's address.
+    pub forwarded: Forwarded,
     /// Index in the list, counted from 0.
     pub position: usize,
 }
@@ -74,9 +80,23 @@ impl Ingress {
             others: Vec::new(),
             health: None,
             origin: origin.clone(),
+            limits: Limits::default(),
+            forwarded: Forwarded::default(),
             position: 0,
         };
         Self { rules: vec![rule], defaults: origin }
+    }
+}
+
+impl Ingress {
+    /// The same rules, with these limits where a rule has none of its own.
+    #[must_use]
+    pub fn limited(mut self, inherited: Limits) -> Self {
+        let answered_by_adit = |rule: &Rule| matches!(rule.service, Service::Status(_) | Service::HelloWorld);
+        for rule in self.rules.iter_mut().filter(|rule| !answered_by_adit(rule)) {
+            rule.limits = rule.limits.over(inherited);
+        }
+        self
     }
 }
 
@@ -84,13 +104,14 @@ impl Ingress {
 const MAX_RULES: usize = 10_000;
 const MAX_PATTERNS: usize = 1_000;
 
-/// Keys of a rule that cloudflared knows.
-const KEYS: [&str; 4] = ["hostname", "originRequest", "path", "service"];
+/// How many of [`ALL`] cloudflared knows.
+const FOREIGN: usize = 4;
 /// Keys of a rule that later releases of adit know. To ignore one would be to let through what it
 /// was written to stop.
-const LATER: [&str; 4] = ["forwarded", "innerHop", "limits", "proxyProtocol"];
-/// All keys of a rule, adit's own included.
-const OWN_KEYS: [&str; 5] = ["health", "hostname", "originRequest", "path", "service"];
+const LATER: [&str; 1] = ["innerHop"];
+/// All keys of a rule, adit's own last.
+const ALL: [&str; 8] =
+    ["hostname", "originRequest", "path", "service", "forwarded", "health", "limits", "proxyProtocol"];
 
 /// Reads the list of rules. `None` when there is none, or when a mistake was reported.
 pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOptions) -> Option<Ingress> {
@@ -135,8 +156,12 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
         });
         let mut origin = origin;
         origin.bastion_mode |= service == Service::Bastion;
-        let rule = Rule { hostname, path: pattern, service, spelling, others, health, origin, position };
+        origin.proxy_protocol = raw.own.proxy_protocol;
+        let Own { limits, forwarded, .. } = raw.own;
+        let rule =
+            Rule { hostname, path: pattern, service, spelling, others, health, origin, limits, forwarded, position };
         remarks(reader, &raw, &rule, &path);
+        raw.own.check(reader, &rule, &path);
         rules.push(rule);
     }
     (reader.report.mistakes.len() == before && !rules.is_empty()).then(|| Ingress { rules, defaults: defaults.clone() })
@@ -154,6 +179,7 @@ struct RawRule {
     patch: OriginPatch,
     /// The keys of the rule's own `originRequest`.
     given: Vec<(Place, String)>,
+    own: Own,
     unreadable: bool,
 }
 
@@ -168,8 +194,8 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
             raw.unreadable = true;
             continue;
         }
-        let keys: &[&'static str] = if reader.own_keys { &OWN_KEYS } else { &KEYS };
-        let Some(key) = reader.known(entry, path, keys) else {
+        let known = if reader.own_keys { &ALL[..] } else { &ALL[..FOREIGN] };
+        let Some(key) = reader.known(entry, path, known) else {
             continue;
         };
         let path = &join(path, key);
@@ -190,6 +216,7 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
                 raw.service = Texts { items: text.into_iter().collect(), list: false };
                 raw.unreadable |= reader.report.mistakes.len() > before;
             }
+            "forwarded" | "limits" | "proxyProtocol" => raw.own.read(reader, key, entry, path),
             _ => {
                 raw.patch = origin::read(reader, node, path);
                 raw.origin_place = node.place;

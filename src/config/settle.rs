@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::layers::Stacked;
+use super::limits::Limits;
 use super::mistakes::{Place, Report};
 use super::origin::WarpRouting;
 use super::rules::Ingress;
@@ -18,6 +19,7 @@ pub(crate) struct Parts {
     pub(crate) tunnel: Option<String>,
     pub(crate) secret: SecretSource,
     pub(crate) ingress: Option<Ingress>,
+    pub(crate) limits: Limits,
     pub(crate) reported: Vec<(String, String)>,
 }
 
@@ -28,7 +30,7 @@ impl Parts {
         remote_config: RemoteConfigMode,
         report: &mut Report,
     ) -> Config {
-        let Self { stacked, tunnel, secret, ingress, reported } = self;
+        let Self { stacked, tunnel, secret, ingress, limits, reported } = self;
         let nanos = |nanos: Option<u64>| nanos.map(Duration::from_nanos);
         let path = |text: Option<String>| text.filter(|text| !text.is_empty()).map(PathBuf::from);
         let quic = QuicOptions::default();
@@ -74,6 +76,7 @@ impl Parts {
             management_hostname: stacked.management_hostname.unwrap_or_else(|| "management.argotunnel.com".to_owned()),
             remote_config,
             ingress,
+            limits,
             warp_routing,
             reported,
         }

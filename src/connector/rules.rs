@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{Config, Ingress, PushedBy, RemoteConfigMode, WarpRouting},
+    config::{Config, Ingress, Limits, PushedBy, RemoteConfigMode, WarpRouting},
     metrics::{Metrics, Outcome},
     proxy::{self, Routes},
     shutdown::Tasks,
@@ -27,6 +27,8 @@ pub struct Local {
     ingress: Option<Ingress>,
     warp: WarpRouting,
     mode: RemoteConfigMode,
+    /// Of rules that have none of their own, pushed ones too; the file's already have them.
+    limits: Limits,
     max_active_flows: Option<u64>,
 }
 
@@ -36,6 +38,7 @@ impl From<&Config> for Local {
             ingress: config.ingress.clone(),
             warp: config.warp_routing.clone().limited(config.max_active_flows),
             mode: config.remote_config.clone(),
+            limits: config.limits,
             max_active_flows: config.max_active_flows,
         }
     }
@@ -324,6 +327,20 @@ mod tests {
             .await
             .unwrap();
         assert!(seen.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn changed_limits_are_in_force_for_pushed_rules_too() {
+        let limited = |most| local(&format!("limits: {{ maxConcurrent: {most} }}\n{}", to("http://f")));
+        let most = |rules: &Rules| rules.routes.borrow().ingress.rules[0].limits.max_concurrent;
+        let mut rules = rules(&to("http://f"));
+        push(&mut rules, 1, "http://a").await;
+        for expected in [3, 4] {
+            rules.reload(limited(expected)).await.unwrap();
+            assert_eq!((in_force(&rules), most(&rules)), (is(1, "http://a"), Some(expected)));
+        }
+        push(&mut rules, 2, "http://a").await;
+        assert_eq!(most(&rules), Some(4));
     }
 
     #[tokio::test]

@@ -79,7 +79,10 @@ fn retire_strangers(shared: &Shared) {
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     version: i32,
+    /// For connectors of adit's own.
     json: Bytes,
+    /// For any other: without what only adit reads. It follows from `json`.
+    plain: Bytes,
 }
 
 /// Reads a tunnel's rules, and says whether they differ from those read before. The version is the file's
@@ -92,9 +95,11 @@ fn read_rules(shared: &Shared, tunnel: Uuid, file: &Path) -> Result<(Rules, bool
         std::fs::metadata(&path).and_then(|meta| meta.modified()).map_err(|error| format!("{shown}: {error}"))?;
     let seconds = modified.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{shown}: {error}"))?;
-    let json = if path.extension().is_some_and(|ext| ext == "json") {
+    let (json, plain) = if path.extension().is_some_and(|ext| ext == "json") {
         serde_json::from_str::<serde_json::Value>(&text).map_err(|error| format!("{shown}: {error}"))?;
-        text.into_bytes()
+        // Pushed as it is, to whomever.
+        let json = Bytes::from(text);
+        (json.clone(), json)
     } else {
         rules_to_json(&path.display().to_string(), &text)?
     };
@@ -106,16 +111,17 @@ fn read_rules(shared: &Shared, tunnel: Uuid, file: &Path) -> Result<(Rules, bool
         }
         version = version.max(before.version.saturating_add(1));
     }
-    let rules = Rules { version, json: Bytes::from(json) };
+    let rules = Rules { version, json, plain };
     seen.insert(tunnel, rules.clone());
     Ok((rules, true))
 }
 
-/// A file in the connector's own format, as the JSON that is pushed (protocol.md §5.6).
-fn rules_to_json(name: &str, text: &str) -> Result<Vec<u8>, String> {
+/// A file in the connector's own format, as the JSON that is pushed (protocol.md §5.6): to adit, and to others.
+fn rules_to_json(name: &str, text: &str) -> Result<(Bytes, Bytes), String> {
     let loaded = config::parse_file(name, text, &config::Flags::default(), |_| None).map_err(|m| m.to_string())?;
     let ingress = loaded.config.ingress.ok_or_else(|| format!("{name}: no ingress rules"))?;
-    Ok(config::local_push(Some(&ingress), &loaded.config.warp_routing, &[]).into_bytes())
+    let warp = &loaded.config.warp_routing;
+    Ok((config::adit_push(&ingress, warp).into(), config::local_push(Some(&ingress), warp, &[]).into()))
 }
 
 pub(super) fn push_changes(shared: &Arc<Shared>) {
@@ -168,7 +174,8 @@ fn latest(shared: &Shared, tunnel: Uuid) -> Option<Rules> {
 
 async fn push_now(shared: &Arc<Shared>, session: &Arc<Session>, rules: Rules) {
     let (tunnel, index) = (session.tunnel(), session.index());
-    let Rules { version, json } = rules;
+    let Rules { version, json, plain } = rules;
+    let json = if session.is_own() { json } else { plain };
     let outcome = match session.push(&shared.rpc, version, json).await {
         Ok(applied) if applied.version > version => {
             tracing::warn!(

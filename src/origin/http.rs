@@ -6,6 +6,7 @@ use http::Request;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio_rustls::TlsConnector;
 
+pub use super::reply::{Reply, ReplyBody};
 use super::{
     Error,
     dial::{Dialer, Target},
@@ -13,13 +14,11 @@ use super::{
     http2::{Found, Shared, Unanswered},
     io::OriginIo,
     pool::Pool,
-};
-pub use super::{
-    body::RequestBody,
-    reply::{Reply, ReplyBody},
+    proxy_protocol::{self, Source},
+    request_body::RequestBody,
 };
 use crate::{
-    config::OriginOptions,
+    config::{OriginOptions, ProxyProtocol},
     metrics::{OriginMetrics, Retry},
 };
 
@@ -37,6 +36,7 @@ pub struct HttpOrigin {
     h2c: bool,
     pool: Arc<Pool>,
     shared: Shared,
+    proxy_protocol: Option<ProxyProtocol>,
     metrics: OriginMetrics,
 }
 
@@ -106,13 +106,16 @@ impl HttpOrigin {
             (None, Target::Tcp { host, .. }) => NameRule::Fixed(parse_name(host)),
             (None, Target::Unix(_)) => NameRule::Fixed(parse_name("localhost")),
         };
+        // A connection that says whom it is for serves nobody else.
+        let keep_alive_connections = if options.proxy_protocol.is_some() { 0 } else { options.keep_alive_connections };
         Self {
             dialer,
             target,
             tls: tls.map(|config| Tls { config, timeout: options.tls_timeout, name }),
             h2c,
-            pool: Arc::new(Pool::new(options.keep_alive_connections, options.keep_alive_timeout)),
+            pool: Arc::new(Pool::new(keep_alive_connections, options.keep_alive_timeout)),
             shared: Shared::new(options.keep_alive_timeout),
+            proxy_protocol: options.proxy_protocol,
             metrics,
         }
     }
@@ -154,7 +157,8 @@ impl HttpOrigin {
     /// [`Failed`]; no answer was begun.
     pub async fn send(&self, request: BoxedRequest, host: &str, websocket: bool) -> Result<Reply, Failed> {
         let name = self.server_name(host).map_err(Failed::finally)?;
-        let speaks_h2 = self.may_speak_h2() && !websocket;
+        // With a PROXY header no connection is shared.
+        let speaks_h2 = self.may_speak_h2() && !websocket && self.proxy_protocol.is_none();
         let mut request = request;
         let mut attempts = 0;
         let mut refused = None;
@@ -177,7 +181,8 @@ impl HttpOrigin {
                 Pooled::Answered(reply) => return Ok(reply),
                 Pooled::Nobody(request) => request,
             };
-            let io = match Box::pin(self.dial(name.as_ref())).await {
+            let source = request.extensions().get::<Source>().copied();
+            let io = match Box::pin(self.dial(name.as_ref(), source)).await {
                 Ok(io) => io,
                 // A full connection is better than none.
                 Err(error) => match self.shared.busy(name.as_ref()).filter(|_| speaks_h2) {
@@ -263,8 +268,12 @@ impl HttpOrigin {
         name.map(Some).map_err(Error::ServerName)
     }
 
-    async fn dial(&self, name: Option<&ServerName<'static>>) -> Result<OriginIo, Error> {
-        let io = self.dialer.connect(&self.target).await?;
+    async fn dial(&self, name: Option<&ServerName<'static>>, source: Option<Source>) -> Result<OriginIo, Error> {
+        let mut io = self.dialer.connect(&self.target).await?;
+        if let Some(version) = self.proxy_protocol {
+            let peer = io.peer();
+            proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
+        }
         let (Some(tls), Some(name)) = (&self.tls, name) else { return Ok(io) };
         let connector = TlsConnector::from(tls.config.clone());
         let handshake = async {

@@ -23,10 +23,11 @@ use rustls::pki_types::ServerName;
 
 use super::{
     Error,
-    body::RequestBody,
     http::{BoxedRequest, Reply, ReplyBody},
     io::{Listening, OriginIo},
     pool::Pool,
+    proxy_protocol,
+    request_body::RequestBody,
 };
 
 /// Bytes of a response head that are accepted; 2 MB heads exist (hyper's own default is 400 KiB).
@@ -36,7 +37,7 @@ const MAX_HEADERS: usize = 512;
 
 /// Whether a request may be sent a second time although the first may have been processed (RFC 9110 §9.2.2).
 pub(super) fn is_repeatable(method: &Method, body: &RequestBody) -> bool {
-    matches!(body, RequestBody::Empty)
+    matches!(body, RequestBody::Empty | RequestBody::Watched(_))
         && matches!(
             *method,
             Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
@@ -50,6 +51,9 @@ pub(super) fn spare(request: &Request<RequestBody>) -> Option<BoxedRequest> {
         *copy.method_mut() = request.method().clone();
         *copy.uri_mut() = request.uri().clone();
         *copy.headers_mut() = request.headers().clone();
+        if let Some(source) = request.extensions().get::<proxy_protocol::Source>() {
+            copy.extensions_mut().insert(*source);
+        }
         Box::new(copy)
     })
 }
@@ -86,7 +90,7 @@ pub(super) struct Broken {
 
 impl H1 {
     pub(super) async fn handshake(io: OriginIo) -> Result<Box<Self>, Error> {
-        let peer = io.peer();
+        let peer = io.peer().map(|addr| addr.ip().to_canonical());
         let heard = Arc::new(AtomicU64::new(0));
         let io = Listening { io, heard: heard.clone() };
         let (sender, connection) = http1::Builder::new()

@@ -159,7 +159,7 @@ impl Shared {
         name: Option<&ServerName<'static>>,
         limit: Duration,
     ) -> Result<Stream, Error> {
-        let peer = io.peer();
+        let peer = io.peer().map(|addr| addr.ip().to_canonical());
         let shaken = h2::client::Builder::new()
             .initial_window_size(1 << 20)
             .initial_connection_window_size(8 << 20)

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -31,6 +31,15 @@ pub enum OriginIo {
 }
 
 impl OriginIo {
+    /// The service's address, as far as it has one.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::TcpTls(stream) => stream.get_ref().0.peer_addr().ok(),
+            Self::Unix(_) | Self::UnixTls(_) => None,
+        }
+    }
+
     /// Whether the peer chose HTTP/2 by ALPN.
     pub fn is_h2(&self) -> bool {
         let alpn = match self {
@@ -39,16 +48,6 @@ impl OriginIo {
             Self::Tcp(_) | Self::Unix(_) => None,
         };
         alpn == Some(b"h2")
-    }
-
-    /// The address at the other end, if it has one.
-    pub(super) fn peer(&self) -> Option<IpAddr> {
-        let stream = match self {
-            Self::Tcp(stream) => stream,
-            Self::TcpTls(stream) => stream.get_ref().0,
-            Self::Unix(_) | Self::UnixTls(_) => return None,
-        };
-        stream.peer_addr().ok().map(|addr| addr.ip().to_canonical())
     }
 }
 

@@ -7,8 +7,9 @@ use super::{
     Error,
     balance::{Balance, InFlight, spread},
     dial::{Dialer, Target},
-    http::{BoxedRequest, Failed, HttpOrigin, Reply, RequestBody},
+    http::{BoxedRequest, Failed, HttpOrigin, Reply},
     io::OriginIo,
+    request_body::RequestBody,
 };
 use crate::{
     config::HealthCheck,

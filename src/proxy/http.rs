@@ -3,12 +3,21 @@
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 
-use super::{Proxy, Route, record::Record, refuse, websocket};
+use super::{
+    Proxy, Route,
+    forwarded::{self, X_FORWARDED_HOST},
+    limits::Timer,
+    record::Record,
+    refuse, websocket,
+};
 use crate::{
     code::{ADIT_ERROR, Code},
+    config::Forwarded,
     origin::{
         Error,
-        http::{Reply, ReplyBody, RequestBody},
+        http::{Reply, ReplyBody},
+        proxy_protocol::Source,
+        request_body::{BodyError, RequestBody, Told, Upload},
         services::HttpServices,
     },
     telemetry::Chain,
@@ -16,7 +25,8 @@ use crate::{
     wire::{BodyLength, RequestHead, ResponseHead, hop},
 };
 
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// What there was not in time, when the whole request took too long.
+const REQUEST_TIMEOUT: &str = "end of the request (requestTimeout)";
 
 /// A visitor must not take away what decides about the body or the host by naming it in `Connection`.
 const KEPT: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::CONTENT_TYPE];
@@ -37,23 +47,31 @@ pub(super) async fn forward(
         // Without chunks and without a length the body would be read as the next request.
         return refuse(record, responder, Code::LengthRequired).await;
     }
+    let limits = &route.limiter.limits;
+    let most = limits.max_body_bytes.unwrap_or(u64::MAX);
+    if matches!(head.body, BodyLength::Known(length) if length > most) {
+        return refuse(record, responder, Code::BodyTooLarge).await;
+    }
+    let mut overdue = Timer::start(limits.request_timeout);
     let websocket = head.websocket;
     let is_head = head.method == Method::HEAD;
     let host = route.host_header.clone().unwrap_or_else(|| head.host.clone());
     let asked = host.clone();
     // The visitor's half of a WebSocket is not a body.
-    let (body, kept) = match head.body {
-        _ if websocket => (RequestBody::Empty, Some(recv)),
-        BodyLength::None | BodyLength::Known(0) => (RequestBody::Empty, None),
+    let empty = || RequestBody::empty(limits.header_timeout.is_some());
+    let ((body, told), kept) = match head.body {
+        _ if websocket => (empty(), Some(recv)),
+        BodyLength::None | BodyLength::Known(0) => (empty(), None),
         BodyLength::Known(length) => {
             record.received = length;
-            (RequestBody::Stream { recv, remaining: Some(length) }, None)
+            (RequestBody::stream(recv, Some(length), length), None)
         }
-        BodyLength::Unknown => (RequestBody::Stream { recv, remaining: None }, None),
+        BodyLength::Unknown => (RequestBody::stream(recv, None, most), None),
     };
     let request = Box::new(to_service(head, host, body, proxy, route, origin.may_speak_h2()));
     let reply = {
         let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket);
+        let late = Timer::after_request(limits.header_timeout, told.clone());
         tokio::select! {
             biased;
             reply = sending => reply,
@@ -61,12 +79,26 @@ pub(super) async fn forward(
                 record.visitor_left();
                 return;
             }
+            () = &mut overdue => Err(Error::TimedOut(REQUEST_TIMEOUT)),
+            () = late => Err(Error::TimedOut("answer (headerTimeout)")),
         }
     };
     match reply {
+        Ok(Reply::Response(response)) if response.status().is_informational() => {
+            record.because("an upgrade that nobody asked for");
+            refuse(record, responder, Code::OriginProtocol).await;
+        }
         Ok(Reply::Response(response)) => {
             let (parts, body) = response.into_parts();
-            answer(record, to_visitor(parts.status, parts.headers), body, is_head, responder).await;
+            let head = to_visitor(parts.status, parts.headers);
+            let answering = answer(record, head, body, is_head, responder, told);
+            tokio::select! {
+                biased;
+                () = answering => return,
+                () = &mut overdue => {}
+            }
+            // The stream was reset when what sends the answer was dropped.
+            record.cut(Code::OriginTimeout, Error::TimedOut(REQUEST_TIMEOUT));
         }
         Ok(Reply::Upgraded { head, io, first, in_flight: _in_flight }) => {
             let (parts, ()) = head.into_parts();
@@ -78,30 +110,18 @@ pub(super) async fn forward(
             record.sent = copied.down;
             record.received = copied.up;
         }
-        Err(error) => failed(record, responder, &error).await,
-    }
-}
-
-async fn failed(record: &mut Record<'_>, responder: Responder, error: &Error) {
-    if visitor_broke(error) {
-        // The visitor's half broke while it was being sent on: nobody is left to be told.
-        record.visitor_left();
-        return;
-    }
-    record.because(Chain(error));
-    refuse(record, responder, error.code()).await;
-}
-
-/// Whether the request body, and not the service, failed.
-fn visitor_broke(error: &Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<StreamError>() {
-            return true;
+        Err(error) => {
+            match told.upload() {
+                // The visitor's half broke while it was being sent on: nobody is left to be told.
+                Upload::Broken => record.visitor_left(),
+                Upload::TooLong => refuse(record, responder, Code::BodyTooLarge).await,
+                Upload::Fine => {
+                    record.because(Chain(&error));
+                    refuse(record, responder, error.code()).await;
+                }
+            }
         }
-        cause = error.source();
     }
-    false
 }
 
 fn to_service(
@@ -124,9 +144,11 @@ fn to_service(
         }
         _ => {}
     }
-    if route.host_header.is_some() {
-        headers.insert(X_FORWARDED_HOST, visited);
+    let source = route.proxy_protocol.and_then(|_| forwarded::visitor(&headers)).map(Source);
+    if route.host_header.is_some() && matches!(route.forwarded, Forwarded::Keep | Forwarded::Append) {
+        headers.insert(X_FORWARDED_HOST, visited.clone());
     }
+    forwarded::apply(route.forwarded, &mut headers, &visited);
     headers.insert(header::HOST, host);
     for (name, value) in proxy.tags.borrow().iter() {
         // Replaced, not added: a visitor must not speak first under our name.
@@ -143,10 +165,17 @@ fn to_service(
     *request.method_mut() = method;
     *request.uri_mut() = Uri::from(target);
     *request.headers_mut() = headers;
+    if let Some(source) = source {
+        request.extensions_mut().insert(source);
+    }
     request
 }
 
 fn to_visitor(status: StatusCode, mut headers: HeaderMap) -> ResponseHead {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // The body was read as its coding says; the length beside it says something else (RFC 9112 §6.3).
+        headers.remove(header::CONTENT_LENGTH);
+    }
     hop::strip(&mut headers, &KEPT);
     headers.remove(ADIT_ERROR);
     ResponseHead { status, headers }
@@ -159,7 +188,14 @@ fn upgraded(headers: HeaderMap) -> ResponseHead {
     head
 }
 
-async fn answer(record: &mut Record<'_>, head: ResponseHead, mut body: ReplyBody, is_head: bool, responder: Responder) {
+async fn answer(
+    record: &mut Record<'_>,
+    head: ResponseHead,
+    mut body: ReplyBody,
+    is_head: bool,
+    responder: Responder,
+    told: Told,
+) {
     record.status = head.status;
     let end = body.is_end() || is_head;
     let send = match responder.respond(head, end).await {
@@ -167,11 +203,11 @@ async fn answer(record: &mut Record<'_>, head: ResponseHead, mut body: ReplyBody
         Ok(_) => return,
         Err(_) => return record.visitor_left(),
     };
-    copy(record, &mut body, send).await;
+    copy(record, &mut body, send, told).await;
 }
 
 /// Sends a body on as it comes; each chunk leaves at once.
-async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
+async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send, told: Told) {
     loop {
         let frame = tokio::select! {
             biased;
@@ -183,7 +219,11 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
             Ok(None) => return ended(record, send.end().await),
             Err(error) => {
                 send.reset();
-                return if visitor_broke(&error) { record.visitor_left() } else { record.cut(Chain(&error)) };
+                return match told.upload() {
+                    Upload::Broken => record.visitor_left(),
+                    Upload::TooLong => record.cut(Code::BodyTooLarge, BodyError::TooLong),
+                    Upload::Fine => record.cut(Code::OriginProtocol, Chain(&error)),
+                };
             }
         };
         match frame.into_data() {
@@ -201,6 +241,9 @@ async fn copy(record: &mut Record<'_>, body: &mut ReplyBody, mut send: Send) {
                 if last {
                     return;
                 }
+                // One read of the service's socket may hold a hundred thousand chunks, and QUIC takes what is small at
+                // once: without a pause neither timers nor other requests get their turn.
+                tokio::task::coop::consume_budget().await;
             }
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
@@ -215,7 +258,7 @@ fn ended(record: &mut Record<'_>, outcome: Result<(), StreamError>) {
     match outcome {
         Ok(()) => {}
         // Trailers that nobody could take.
-        Err(StreamError::Framing(error)) => record.cut(error),
+        Err(StreamError::Framing(error)) => record.cut(Code::OriginProtocol, error),
         Err(_) => record.visitor_left(),
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Proxy, Route, accept_websocket, bastion,
+    Proxy, Route, accept_websocket, bastion, forwarded,
     frames::{Decoder, Encoder, Event, MAX_HEADER, Opcode, Role},
     pipe::READ,
     record::Record,
@@ -31,6 +31,7 @@ use crate::{
         balance::InFlight,
         dial::{Dialer, Target},
         io::OriginIo,
+        proxy_protocol::{self, Source},
     },
     telemetry::Chain,
     transport::{Recv, Responder, Send},
@@ -118,7 +119,11 @@ impl Service<'_> {
     async fn dial(&self, head: &RequestHead) -> Result<Dialled, Failure> {
         match self.destination {
             Destination::Fixed(targets) => {
-                let (io, in_flight) = targets.connect(self.dialer).await?;
+                let (mut io, in_flight) = targets.connect(self.dialer).await?;
+                if let Some(version) = self.route.proxy_protocol {
+                    let (source, peer) = (forwarded::visitor(&head.headers).map(Source), io.peer());
+                    proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
+                }
                 Ok(match self.route.socks {
                     true => Dialled::Socks(Some((io, in_flight))),
                     false => Dialled::Connected(io, Some(in_flight)),

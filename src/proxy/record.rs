@@ -21,6 +21,31 @@ pub fn is_probe(user_agent: &HeaderValue) -> bool {
     user_agent.as_bytes().starts_with(PROBE)
 }
 
+/// A level is a constant of its event, so that there are two of these.
+macro_rules! access_event {
+    ($level:ident, $record:expr, $took:expr) => {
+        tracing::event!(
+            target: "access",
+            tracing::Level::$level,
+            method = $record.method.as_str(),
+            host = $record.host.to_str().unwrap_or("?"),
+            path = $record.target.path(),
+            status = u64::from($record.status.as_u16()),
+            rule = $record.rule,
+            ms = $took.as_secs_f64() * 1000.0,
+            sent = $record.sent,
+            received = $record.received,
+            connection = u64::from($record.via.connection),
+            transport = $record.via.transport.as_str(),
+            ray = $record.ray.as_ref().and_then(|ray| ray.to_str().ok()).unwrap_or_default(),
+            probe = $record.probe.then_some(true),
+            code = $record.code.map_or("", Code::as_str),
+            cause = $record.cause.as_str(),
+            end = if $record.left { "visitor-left" } else if $record.cut { "cut" } else { "" },
+        )
+    };
+}
+
 /// One request.
 #[derive(Debug)]
 pub(super) struct Record<'a> {
@@ -95,11 +120,11 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The service died in the middle of its answer.
-    pub(super) fn cut(&mut self, cause: impl std::fmt::Display) {
+    /// The answer ends in the middle, after the visitor was told a status.
+    pub(super) fn cut(&mut self, code: Code, cause: impl std::fmt::Display) {
         self.cut = true;
-        self.code = Some(Code::OriginProtocol);
-        self.metrics.refused(Code::OriginProtocol);
+        self.code = Some(code);
+        self.metrics.refused(code);
         self.because(cause);
     }
 }
@@ -113,35 +138,11 @@ impl Drop for Record<'_> {
         if let Some(rule) = &self.rule_metrics {
             rule.ended(took);
         }
-        let text = |value: &'_ HeaderValue| value.to_str().unwrap_or("?").to_owned();
-        if tracing::enabled!(target: "access", tracing::Level::INFO) {
-            tracing::info!(
-                target: "access",
-                method = self.method.as_str(),
-                host = self.host.to_str().unwrap_or("?"),
-                path = self.target.path(),
-                status = u64::from(self.status.as_u16()),
-                rule = self.rule,
-                ms = took.as_secs_f64() * 1000.0,
-                sent = self.sent,
-                received = self.received,
-                connection = u64::from(self.via.connection),
-                transport = self.via.transport.as_str(),
-                ray = self.ray.as_ref().and_then(|ray| ray.to_str().ok()).unwrap_or_default(),
-                probe = self.probe.then_some(true),
-                code = self.code.map_or("", Code::as_str),
-                cause = self.cause.as_str(),
-                end = if self.left { "visitor-left" } else if self.cut { "cut" } else { "" },
-            );
-        }
-        if self.code.is_some() && !self.cause.is_empty() && !self.left {
-            tracing::warn!(
-                host = text(&self.host),
-                rule = self.rule,
-                code = self.code.map_or("", Code::as_str),
-                cause = self.cause,
-                "no answer of the service"
-            );
+        // One line for each request. One that failed is worth a warning, and is then seen at that level too.
+        if self.code.is_some() && !self.left {
+            access_event!(WARN, self, took);
+        } else if tracing::enabled!(target: "access", tracing::Level::INFO) {
+            access_event!(INFO, self, took);
         }
     }
 }

@@ -4,8 +4,9 @@ use std::{net::SocketAddr, sync::Arc};
 
 use ::http::HeaderValue;
 
+use super::limits::Limiter;
 use crate::{
-    config::{Ingress, IpRules, ProxyType, WarpRouting},
+    config::{Forwarded, Ingress, IpRules, ProxyProtocol, ProxyType, WarpRouting},
     ingress::{Pattern, Table},
     metrics::{Generation, Metrics, RuleMetrics},
     origin::{Origin, dial::Dialer, resolve::Resolver},
@@ -23,6 +24,12 @@ pub struct Route {
     pub host_header: Option<HeaderValue>,
     /// An Access token is demanded, which cannot be checked yet: everything is refused.
     pub access_required: bool,
+    /// Bounds on its requests.
+    pub limiter: Limiter,
+    /// What the service hears of the visitor's address.
+    pub forwarded: Forwarded,
+    /// Connections begin with a PROXY header.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Bodies must have a length.
     pub no_chunks: bool,
     /// SOCKS5 is spoken inside the stream although the destination is fixed.
@@ -136,6 +143,9 @@ impl Route {
             metrics: metrics.handles_of_rule(rule.position),
             host_header,
             access_required: options.access.required,
+            limiter: Limiter::new(rule.limits),
+            forwarded: rule.forwarded,
+            proxy_protocol: options.proxy_protocol,
             no_chunks: options.disable_chunked_encoding,
             socks: options.proxy_type == ProxyType::Socks,
             ip_rules: options.ip_rules.clone(),

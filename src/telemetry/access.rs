@@ -36,13 +36,14 @@ impl<S: Subscriber> Layer<S> for AccessLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         LINE.with_borrow_mut(|line| {
             line.clear();
+            let level = event.metadata().level();
             if self.json {
                 line.push_str("{\"timestamp\":\"");
                 put_time(line);
-                line.push_str("\",\"level\":\"INFO\",\"target\":\"access\"");
+                let _ = write!(line, "\",\"level\":\"{level}\",\"target\":\"access\"");
             } else {
                 put_time(line);
-                line.push_str("  INFO access");
+                let _ = write!(line, " {level:>5} access");
             }
             event.record(&mut Fields { line, json: self.json });
             line.push_str(if self.json { "}\n" } else { "\n" });

@@ -8,7 +8,7 @@ use std::sync::{
 use tokio::sync::Notify;
 
 use crate::harness::{
-    Lab, Over, background, over_both,
+    Lab, Over, background, in_time, over_both,
     peer::{Peer, ok, pattern, replying, scripted},
     rule,
 };
@@ -32,6 +32,27 @@ async fn expect_continue(over: Over) {
     visitor.send(pattern(5)).await;
     assert_eq!(visitor.answer().await.text(), "5 - 5 true");
     lab.finish().await;
+}
+
+/// Waits for the 100 far longer than the test may take.
+async fn curl(over: Over) {
+    let lab = Lab::start(over, &rule(format!("http://{}", measuring().await))).await;
+    let body = lab.dir.path().join("body");
+    std::fs::write(&body, pattern(1 << 20)).unwrap();
+    let mut command = tokio::process::Command::new("curl");
+    command.args(["-sS", "-H", "Host: web.test", "-H", "Expect: 100-continue", "--expect100-timeout", "600"]);
+    command.arg("--data-binary").arg(format!("@{}", body.display())).arg(format!("http://{}/", lab.http));
+    let said = command.kill_on_drop(true).output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "1048576 - 1048576 true", "{said:?}");
+    lab.finish().await;
+}
+
+#[tokio::test]
+#[ignore = "needs curl in the PATH; .ci/run installs and runs it"]
+async fn curl_uploads_a_mebibyte_after_a_100() {
+    for over in [Over::Quic, Over::Http2] {
+        in_time(curl(over)).await;
+    }
 }
 
 async fn echoed(over: Over) {

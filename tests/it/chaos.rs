@@ -65,7 +65,7 @@ impl Load {
 
     /// One visitor: every third keeps its connection, every fourth request is a POST.
     async fn visit(self: Arc<Self>, number: usize) {
-        let keeps = number % 3 == 0;
+        let keeps = number.is_multiple_of(3);
         let mut kept: Option<(usize, TcpStream)> = None;
         for request in 0usize.. {
             // A balancer does not send anything over a kept connection to a door that is not ready.
@@ -79,7 +79,8 @@ impl Load {
                 },
             };
             let sent = Instant::now();
-            match exchange(&mut stream, keeps, (number + request) % 4 == 0, number * 1_000_000 + request).await {
+            match exchange(&mut stream, keeps, (number + request).is_multiple_of(4), number * 1_000_000 + request).await
+            {
                 Ok(stays) => {
                     self.answered.fetch_add(1, Ordering::Relaxed);
                     kept = (keeps && stays).then_some((door, stream));

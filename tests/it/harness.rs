@@ -2,6 +2,7 @@
 
 pub(crate) mod h2;
 pub(crate) mod load;
+pub(crate) mod log;
 pub(crate) mod measured;
 pub(crate) mod peer;
 pub(crate) mod process;
@@ -317,6 +318,18 @@ impl Lab {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).await.unwrap();
         Answer::parse(&bytes)
+    }
+
+    /// Answers of adit's own instead of a service's, of every kind.
+    pub(crate) fn refusals(&self) -> u64 {
+        let exposed = self.metrics.expose();
+        let counts = exposed.lines().filter(|line| line.starts_with("adit_refusals_total{"));
+        counts.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    }
+
+    /// Waits until the connector holds no request any more.
+    pub(crate) async fn idle(&self) {
+        eventually("every request has ended", async || self.metrics.in_flight() == 0).await;
     }
 
     /// Asks the admin address until it answers so: the edge knows of a change a moment before the connector does.

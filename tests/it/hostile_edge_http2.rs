@@ -263,6 +263,30 @@ async fn frames_byte_by_byte_and_all_at_once_are_read_alike() {
     .await;
 }
 
+/// The tunnel's connection carries everybody's visitors: those who leave, or send nonsense, end their own streams.
+#[tokio::test]
+async fn a_thousand_visitors_who_leave_at_once_end_nobody_elses_request() {
+    in_time(async {
+        let siege = Siege::start().await;
+        let long = stream(5_000);
+        assert!(siege.frames.send(&frame(HEADERS, END_HEADERS, long, &request("POST", HOST, "/long", &[]))).await);
+        let leave = |at| [get(stream(at), HOST, "/"), frame(RST_STREAM, 0, stream(at), &8u32.to_be_bytes())].concat();
+        // In one write, so that they are reset before anybody looks at them.
+        let thousand: Vec<u8> = (5_001..6_001).flat_map(leave).collect();
+        assert!(siege.frames.send(&thousand).await);
+        let liar = |at| {
+            let head = frame(HEADERS, END_HEADERS, stream(at), &request("POST", HOST, "/", &[("content-length", "9")]));
+            [head, frame(DATA, END_STREAM, stream(at), b"short")].concat()
+        };
+        let liars: Vec<u8> = (6_001..8_001).flat_map(liar).collect();
+        assert!(siege.frames.send(&liars).await);
+        assert!(siege.frames.send(&frame(DATA, END_STREAM, long, &[])).await);
+        let answer = siege.frames.answer(long).await.expect("the connection ended");
+        assert!(answer.body.starts_with(b"POST /long "), "{answer:?}");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_configuration_of_ten_mebibytes_is_refused_before_it_is_held() {
     in_time(Box::pin(async {

@@ -199,7 +199,7 @@ async fn no_connector(over: Over) {
 }
 
 /// A listener whose queue is full: connections to it are neither accepted nor refused.
-async fn full_listener() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
+pub(crate) async fn full_listener() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();

@@ -33,13 +33,13 @@ use crate::{
 };
 
 /// Keys of a service and the file of the authority that vouches for it.
-struct Identity {
-    acceptor: TlsAcceptor,
-    ca: PathBuf,
+pub(crate) struct Identity {
+    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) ca: PathBuf,
     _dir: tempfile::TempDir,
 }
 
-fn identity(names: &[&str], expired: bool, alpn: &[&str]) -> Identity {
+pub(crate) fn identity(names: &[&str], expired: bool, alpn: &[&str]) -> Identity {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::default();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -85,7 +85,7 @@ async fn speak(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, sni: Op
     let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), answering).await;
 }
 
-async fn speak_tls(acceptor: &TlsAcceptor, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+pub(crate) async fn speak_tls(acceptor: &TlsAcceptor, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     if let Ok(stream) = acceptor.accept(io).await {
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
         speak(stream, sni).await;

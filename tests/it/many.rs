@@ -92,8 +92,7 @@ async fn echo() {
     while let Ok((mut stream, _)) = listener.accept().await {
         streams.spawn(async move {
             let (head, _) = read_head(&mut stream).await?;
-            let key =
-                head.lines().find_map(|line| line.to_lowercase().starts_with("sec-websocket-key:").then_some(line));
+            let key = head.lines().find(|line| line.to_lowercase().starts_with("sec-websocket-key:"));
             let key = accept_key(key?.split_once(':')?.1.trim().as_bytes());
             let accepted = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
             stream.write_all(format!("{accepted}Sec-WebSocket-Accept: {key}\r\n\r\n").as_bytes()).await.ok()?;

@@ -12,7 +12,8 @@ use adit::{
     metrics::OriginMetrics,
     origin::{
         dial::{Dialer, Target},
-        http::{HttpOrigin, Reply, RequestBody},
+        http::{HttpOrigin, Reply},
+        request_body::RequestBody,
         resolve::Resolver,
     },
 };

@@ -12,6 +12,7 @@ use crate::{
     raw_connector::{RawQuic, claims, register_quic},
     raw_edge::{QuicPeer, RawEdge, Reply, Running, reply, soon},
     raw_service::rules,
+    rules_pushed::edge_with,
     wire_craft::{on_a_stream, request},
 };
 
@@ -142,6 +143,26 @@ async fn connector(lab: &Lab, features: &[&str]) -> RawQuic {
     let confirmed = lab.edge.registry().of(lab.token.tunnel)[0].is_own();
     assert_eq!(registered.features, if confirmed { vec![FEATURE] } else { Vec::new() });
     connector
+}
+
+#[tokio::test]
+async fn rules_are_pushed_with_our_own_keys_to_our_own_connectors_alone() {
+    let rules = "ingress: [{ service: ['http://a', 'http://b'], limits: { maxConcurrent: 1 } }]";
+    for (features, own) in [(&[FEATURE][..], true), (&[][..], false)] {
+        let lab = edge_with(rules).await;
+        let connector = connector(&lab, features).await;
+        let (_send, mut recv) = soon("a push", connector.connection.accept_bi()).await.unwrap();
+        let mut seen = Vec::new();
+        // The call comes with the first message, before anything is answered.
+        while !contains(&seen, "warp-routing") {
+            let chunk = soon("the rules", recv.read_chunk(1 << 20, true)).await.unwrap().expect("no rules");
+            seen.extend_from_slice(&chunk.bytes);
+        }
+        assert!(contains(&seen, "http://a"));
+        for key in ["http://b", "limits"] {
+            assert_eq!(contains(&seen, key), own, "{key}");
+        }
+    }
 }
 
 /// What a visitor's `POST` of `body` without a length is on the wire, and the stream that waits for the answer.

@@ -30,7 +30,7 @@ pub(crate) async fn serves(lab: &Lab, status: u16) {
     eventually(&format!("{status} is served"), async || lab.get("/").await.status == status).await;
 }
 
-async fn connect(lab: &mut Lab, over: Over, yaml: &str, connections: usize) {
+pub(crate) async fn connect(lab: &mut Lab, over: Over, yaml: &str, connections: usize) {
     lab.connect(over, yaml, |flags| flags.with("ha-connections", &connections.to_string())).await;
     lab.edge.registered(lab.token.tunnel, connections, LIMIT).await.unwrap();
 }

@@ -35,8 +35,14 @@ impl Maker {
         let parsed = RemoteConfig::judge(&pushed.json, pushed.by, &local.mode)
             .map_err(|refused| Refusal { held: refused.held, error: cut(refused.mistakes.to_string()) })?;
         let warp = parsed.warp_routing.limited(local.max_active_flows);
-        let routes = Routes::new(Some(parsed.ingress), warp, pushed.version, &self.metrics, &self.forbidden)
-            .map_err(|error| Refusal { held: false, error: cut(error) })?;
+        let routes = Routes::new(
+            Some(parsed.ingress.limited(local.limits)),
+            warp,
+            pushed.version,
+            &self.metrics,
+            &self.forbidden,
+        )
+        .map_err(|error| Refusal { held: false, error: cut(error) })?;
         Ok((routes, parsed.ignored_keys))
     }
 }

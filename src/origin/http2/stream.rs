@@ -15,8 +15,12 @@ use http_body::{Body, Frame};
 use super::{Place, Stream};
 use crate::{
     metrics::Retry,
-    origin::{Error, body::RequestBody, http::BoxedRequest, http1::is_repeatable},
-    transport::StreamError,
+    origin::{
+        Error,
+        http::BoxedRequest,
+        http1::is_repeatable,
+        request_body::{BodyError, RequestBody},
+    },
 };
 
 /// How much of a request's body is remembered until the answer begins, so that it can be sent again. Chunks are shared
@@ -66,10 +70,13 @@ impl Stream {
                 return Err(Unanswered { error: error.into(), unsent, why: Retry::Stale });
             }
         };
-        let mut upload = Upload { body, stream, kept: Some(VecDeque::new()), size: 0, ended: end };
+        let mut upload = Upload { body, stream, kept: Some(VecDeque::new()), size: 0, ended: false };
+        if end {
+            upload.end();
+        }
         let answered = std::future::poll_fn(|cx| {
-            if let Poll::Ready(Err(Cut::Visitor(error))) = upload.poll(cx) {
-                return Poll::Ready(Err(Error::Visitor(error)));
+            if let Poll::Ready(Err(Cut::Body(error))) = upload.poll(cx) {
+                return Poll::Ready(Err(Error::Body(error)));
             }
             Pin::new(&mut response).poll(cx).map_err(Error::Http2)
         })
@@ -81,7 +88,7 @@ impl Stream {
                 return Ok(response.map(|recv| H2Body {
                     recv,
                     upload: Some(upload),
-                    visitor_broke: None,
+                    body_broke: None,
                     data_ended: false,
                     place,
                 }));
@@ -135,16 +142,16 @@ struct Upload {
 }
 
 enum Cut {
-    /// The visitor's half broke; the service was told.
-    Visitor(StreamError),
+    /// The visitor's half broke, or said too much; the service was told.
+    Body(BodyError),
     /// The service does not want the rest; its answer says why.
     Service,
 }
 
 impl Cut {
-    fn of_visitor(self) -> Option<StreamError> {
+    fn of_body(self) -> Option<BodyError> {
         match self {
-            Self::Visitor(error) => Some(error),
+            Self::Body(error) => Some(error),
             Self::Service => None,
         }
     }
@@ -168,23 +175,25 @@ impl Upload {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         self.keep(&data);
-                        self.ended = self.body.is_end_stream();
+                        if self.body.is_end_stream() {
+                            self.end();
+                        }
                         if data.is_empty() && !self.ended { Ok(()) } else { self.stream.send_data(data, self.ended) }
                     }
                     Err(frame) => {
-                        self.ended = true;
+                        self.end();
                         self.kept = None;
                         self.stream.send_trailers(frame.into_trailers().unwrap_or_default())
                     }
                 },
                 Some(Err(error)) => {
-                    self.ended = true;
+                    self.end();
                     self.kept = None;
                     self.stream.send_reset(Reason::CANCEL);
-                    return Poll::Ready(Err(Cut::Visitor(error)));
+                    return Poll::Ready(Err(Cut::Body(error)));
                 }
                 None => {
-                    self.ended = true;
+                    self.end();
                     self.stream.send_data(Bytes::new(), true)
                 }
             };
@@ -195,6 +204,13 @@ impl Upload {
         Poll::Ready(Ok(()))
     }
 
+    /// All of it was read. The body goes, and with it who waits for the request to have left is told.
+    fn end(&mut self) {
+        self.ended = true;
+        self.body = RequestBody::Empty;
+    }
+
+    /// What was not read stays: the request may be sent again.
     fn give_up(&mut self) -> Poll<Result<(), Cut>> {
         self.ended = true;
         Poll::Ready(Err(Cut::Service))
@@ -223,7 +239,7 @@ pub(in crate::origin) struct H2Body {
     recv: RecvStream,
     /// What is still being sent: both directions may run at once.
     upload: Option<Upload>,
-    visitor_broke: Option<StreamError>,
+    body_broke: Option<BodyError>,
     data_ended: bool,
     #[expect(dead_code, reason = "its drop is its use")]
     place: Place,
@@ -241,14 +257,14 @@ impl H2Body {
         {
             self.upload = None;
             // Told with the next frame.
-            self.visitor_broke = outcome.err().and_then(Cut::of_visitor);
+            self.body_broke = outcome.err().and_then(Cut::of_body);
         }
     }
 
     pub(in crate::origin) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.poll_upload(cx);
-        if let Some(error) = self.visitor_broke.take() {
-            return Poll::Ready(Some(Err(Error::Visitor(error))));
+        if let Some(error) = self.body_broke.take() {
+            return Poll::Ready(Some(Err(Error::Body(error))));
         }
         if !self.data_ended {
             match ready!(self.recv.poll_data(cx)) {
