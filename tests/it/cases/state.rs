@@ -131,10 +131,14 @@ async fn body_shape(case: &Value) -> Verdict {
     let body = answer.text();
     let keys = list(case, "body_keys").iter().map(|key| body.find(&format!("\"{}\":", key.as_str().unwrap())));
     let places: Vec<_> = keys.collect();
-    if places.iter().any(Option::is_none) || !places.is_sorted() || body.matches("\":").count() != places.len() {
+    if places.iter().any(Option::is_none) || !places.is_sorted() || top_level(&body) != places.len() {
         return Err(body);
     }
     same(&json!(answer.header("content-type")), &case["content_type"])
+}
+
+fn top_level(json: &str) -> usize {
+    serde_json::from_str::<Value>(json).unwrap().as_object().unwrap().len()
 }
 
 pub(super) async fn remote_config_update(cases: Vec<Value>) -> Verdicts {
