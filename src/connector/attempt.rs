@@ -35,6 +35,8 @@ const FIRST_LIMIT: Duration = Duration::from_secs(2);
 const LAST_LIMIT: Duration = Duration::from_secs(10);
 /// How long a QUIC connection must stay alive before it may replace one over HTTP/2: three keep-alives.
 const PROBATION: Duration = Duration::from_secs(3);
+/// How long the winner of a race waits for a registration of the other that is under way.
+const OTHER_LIMIT: Duration = Duration::from_secs(1);
 /// Streams that may wait for the registration on HTTP/2.
 const MOST_EARLY: usize = 64;
 
@@ -66,6 +68,9 @@ pub(super) struct Live {
     pub(super) control: Control,
     /// Streams that came before the registration was answered.
     pub(super) early: Vec<Pending>,
+    /// The other transport's connection, if that registered at the same moment: the edge may have sent requests over
+    /// it, which it has to finish.
+    pub(super) spare: Option<Box<Live>>,
 }
 
 /// How the connections of one index are dialled, and what is remembered from attempt to attempt.
@@ -178,6 +183,7 @@ impl Dialler {
         loop {
             tokio::select! {
                 outcome = &mut first_attempt, if first_fault.is_none() => match outcome {
+                    Ok(live) if second_fault.is_none() => return Ok(self.with_spare(live, second_attempt).await),
                     Ok(live) => return Ok(live),
                     Err(fault) => {
                         tracing::debug!(index = self.index, %first, error = %Chain(&fault), "the first transport failed");
@@ -186,9 +192,13 @@ impl Dialler {
                 },
                 outcome = &mut second_attempt, if second_fault.is_none() => match outcome {
                     Ok(live) => {
-                        if first == Transport::Quic {
-                            let why = first_fault.map_or_else(|| "no registration in time".into(), |f| Chain(&f).to_string());
-                            shared.choice.leave_quic(edge, &why);
+                        let why = first_fault.as_ref().map(|fault| Chain(fault).to_string());
+                        let live = match why {
+                            Some(_) => live,
+                            None => self.with_spare(live, first_attempt).await,
+                        };
+                        if first == Transport::Quic && live.spare.is_none() {
+                            shared.choice.leave_quic(edge, why.as_deref().unwrap_or("no registration in time"));
                         }
                         return Ok(live);
                     }
@@ -201,6 +211,21 @@ impl Dialler {
                 (Some(_), Some(fault)) => return Err(fault),
                 (first, second) => (first_fault, second_fault) = (first, second),
             }
+        }
+    }
+
+    /// The winner of a race. If the other's registration is under way, its answer is awaited: whoever registers last
+    /// is the one to whom the edge sends what comes, and the other finishes what it was sent meanwhile.
+    async fn with_spare(&self, live: Live, other: impl Future<Output = Result<Live, Fault>>) -> Live {
+        if self.asking.load(Ordering::Relaxed) == 0 {
+            return live;
+        }
+        match tokio::time::timeout(OTHER_LIMIT, other).await {
+            Ok(Ok(mut last)) => {
+                last.spare = Some(Box::new(live));
+                last
+            }
+            Ok(Err(_)) | Err(_) => live,
         }
     }
 
@@ -292,7 +317,7 @@ async fn register(shared: &Shared, index: u8, attempts: u8, mut session: Session
             if registered.confirms_own() {
                 session.agree_on_framing();
             }
-            Ok(Live { session, registered, control, early })
+            Ok(Live { session, registered, control, early, spare: None })
         }
         Err(error) => {
             // The socket must not stay: an edge cannot tell a refused connector from a silent one.

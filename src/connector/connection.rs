@@ -37,7 +37,7 @@ pub(super) struct Line {
 
 /// Serves until the connection ends, and says why it did.
 pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Line) -> Fault {
-    let Live { mut session, registered, control, early } = live;
+    let Live { mut session, registered, control, early, spare: _ } = live;
     let via = Via { connection: index, transport: session.transport(), own_edge: registered.confirms_own() };
     let edge = session.remote();
     tracing::info!(

@@ -205,7 +205,7 @@ impl Keeper {
 
     /// Serves a connection and its successors, until one ends without a successor.
     async fn hold(&mut self, live: Live) -> Fault {
-        let mut current = Current::start(&self.shared, self.index, live);
+        let mut current = self.start(live);
         loop {
             match self.next(&mut current).await {
                 Next::Ended(fault) => return self.ended(&current, fault),
@@ -226,7 +226,7 @@ impl Keeper {
                 Next::Replace(why) => match self.replace(&mut current, why).await {
                     Ok(None) => {}
                     Ok(Some(live)) => {
-                        let next = Current::start(&self.shared, self.index, live);
+                        let next = self.start(live);
                         tracing::info!(
                             index = self.index, why = why.as_str(), edge = %next.edge, transport = %next.transport,
                             "connection replaced"
@@ -238,6 +238,13 @@ impl Keeper {
                 },
             }
         }
+    }
+
+    fn start(&self, mut live: Live) -> Current {
+        if let Some(spare) = live.spare.take() {
+            self.retire(Current::start(&self.shared, self.index, *spare));
+        }
+        Current::start(&self.shared, self.index, live)
     }
 
     /// Lets a connection finish what it has, beside its successor.

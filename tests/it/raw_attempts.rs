@@ -225,3 +225,17 @@ async fn in_no_state_does_a_connector_try_in_a_tight_loop() {
     };
     tokio::join!(closing, speechless, fickle, garbage);
 }
+
+#[tokio::test]
+async fn two_transports_that_register_at_once_both_finish_what_they_were_sent() {
+    let edge = RawEdge::new().await;
+    let _connector = edge.connector("auto", &rules().await).await;
+    let (quic, answer) = edge.quic_asked().await;
+    let mut http2 = edge.h2_peer().await;
+    // The edge took both, QUIC last: that is where it sends what comes. What it sent over HTTP/2 is answered too.
+    assert!(answer.send(Ok(registered(true))).is_ok());
+    quic.serves("registering last").await;
+    http2.serves("being replaced at once").await;
+    let Some(EdgeCall::Unregister(_)) = soon("the unregistration", http2.calls.recv()).await else { panic!() };
+    quic.serves("the other's leave").await;
+}
