@@ -159,7 +159,8 @@ impl Lab {
         configure: impl FnOnce(EdgeConfig) -> EdgeConfig,
     ) -> Self {
         let edge_tasks = Tasks::new();
-        let config = configure(EdgeConfig::loopback(state.clone()));
+        // What a connector does must not hide behind the edge's own retry.
+        let config = configure(EdgeConfig { retry: false, ..EdgeConfig::loopback(state.clone()) });
         let edge = Edge::bind(config, edge_tasks.clone()).await.unwrap();
         let handle = edge.handle();
         let (http, https) = (edge.http_addr().unwrap(), edge.https_addr().unwrap());
