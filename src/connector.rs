@@ -175,6 +175,11 @@ impl Connector {
                 start(u8::try_from(index).unwrap_or(u8::MAX));
             }
             started = started.max(count);
+            shared.status.send_if_modified(|status| {
+                let before = status.connections.len();
+                status.plan(count);
+                status.connections.len() != before
+            });
             shared.choice.keep_only(|address| shared.addresses.knows(*address));
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { break },

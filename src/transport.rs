@@ -128,15 +128,6 @@ impl Session {
         }
     }
 
-    /// STREAM frames sent so far: while the number grows, an answer is still on its way although its stream's task may
-    /// have ended. Over HTTP/2 [`Session::say_goodbye`] tells that instead.
-    pub fn stream_frames(&self) -> u64 {
-        match self {
-            Self::Quic(session) => session.connection().stats().frame_tx.stream,
-            Self::Http2(_) => 0,
-        }
-    }
-
     /// Takes nothing new: GOAWAY, after which [`Session::accept`] ends when every stream has been sent whole. QUIC has
     /// no such thing, and this returns `false`.
     pub fn say_goodbye(&mut self) -> bool {
@@ -227,6 +218,20 @@ pub enum Incoming {
 }
 
 impl Pending {
+    /// Completes when everything that will have been sent on the stream has arrived. Over HTTP/2 the goodbye of the
+    /// connection waits for that instead.
+    pub fn delivered(&self) -> impl Future<Output = ()> + std::marker::Send + 'static {
+        let delivered = match self {
+            Self::Quic(announced) => Some(announced.delivered()),
+            Self::Http2(_) => None,
+        };
+        async move {
+            if let Some(delivered) = delivered {
+                delivered.await;
+            }
+        }
+    }
+
     /// Reads the head, for at most [`HEAD_LIMIT`].
     ///
     /// # Errors

@@ -73,6 +73,7 @@ impl Addresses {
         loop {
             let outcome = discovery::look_up(&self.source).await;
             self.plan.send_modify(|plan| plan.learn(outcome, self.least, self.every_address()));
+            self.failing().retain(|address| self.knows(*address));
             tokio::time::sleep(LEAST_GAP).await;
             tokio::select! {
                 () = self.wanted.notified() => {}
@@ -88,7 +89,7 @@ impl Addresses {
 
     /// How many connections there are to be.
     pub(super) fn count(&self) -> usize {
-        self.plan.borrow().homes.len().max(self.least)
+        self.plan.borrow().homes.len().max(self.least.min(MOST))
     }
 
     /// Sees every change of the plan.
@@ -181,7 +182,7 @@ impl Plan {
         self.merge(found);
         let addresses = self.regions.iter().map(Vec::len).sum::<usize>();
         let count = if every_address { least.max(addresses) } else { least };
-        if count > MOST {
+        if addresses > MOST && self.look_ups == 1 {
             tracing::warn!(addresses, most = MOST, "the edge has more addresses than this connector has connections");
         }
         self.settle(count.min(MOST), every_address);
@@ -213,7 +214,7 @@ impl Plan {
         self.homes.iter().filter(|home| **home == address).count()
     }
 
-    /// The least used address of the region with fewer connections; at random among equals.
+    /// The least used address; among equals one of the region with fewer connections, else at random.
     fn choose(&self, not: Option<SocketAddr>) -> Option<SocketAddr> {
         let in_region = |region: &[SocketAddr]| region.iter().map(|address| self.load(*address)).sum::<usize>();
         let candidates = self.regions.iter().flat_map(|region| region.iter().map(move |address| (region, *address)));

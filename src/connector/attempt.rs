@@ -70,7 +70,7 @@ pub(super) struct Live {
     pub(super) early: Vec<Pending>,
     /// The other transport's connection, if that registered at the same moment: the edge may have sent requests over
     /// it, which it has to finish.
-    pub(super) spare: Option<Box<Live>>,
+    pub(super) spare: Option<Box<Self>>,
 }
 
 /// How the connections of one index are dialled, and what is remembered from attempt to attempt.

@@ -157,6 +157,8 @@ pub(super) fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pendi
 
 /// The size of this future is the memory of one idle stream.
 pub(crate) async fn stream(shared: Arc<Shared>, via: Via, pending: Pending) {
+    // In a box: it is looked at once, and the rest of this future is what an idle stream costs.
+    let delivered = Box::pin(pending.delivered());
     match pending.read().await {
         Ok(Incoming::Visitor { head, responder, recv }) => {
             proxy::serve(&shared.proxy, via, head, responder, recv).await;
@@ -172,6 +174,8 @@ pub(crate) async fn stream(shared: Arc<Shared>, via: Via, pending: Pending) {
             tracing::debug!(index = via.connection, %error, "a stream made no sense");
         }
     }
+    // A drain waits for this task, so that it cuts nobody who reads slowly.
+    delivered.await;
 }
 
 /// A configuration over HTTP/2 (protocol.md §6.7). Our answer carries the reasons as text where the peer has `{}`.

@@ -2,8 +2,8 @@
 //!
 //! Unregister; serve what still arrives; leave when the edge closes, or after two idle seconds behind its answer. A
 //! drain ends with the grace period at the latest; a connection that was replaced has none and ends with its last
-//! request, or when it is dead. What is idle has also sent everything: an answer whose task has ended
-//! may still wait in the transport for a slow path or a slow visitor.
+//! request, or when it is dead. What is idle has also sent everything: a QUIC stream's task ends when the edge has
+//! received its answer, and over HTTP/2 the goodbye waits for that, however slowly a visitor reads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,8 +32,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const LEAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// Where there is no end; looked at anew with every beat.
 const FAR: Duration = Duration::from_secs(3600);
-/// How often an idle QUIC connection is asked whether it is still sending.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// What became of the unregistration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +63,13 @@ pub(super) async fn drain(
     let answer_by = (now + ANSWER_LIMIT).min(deadline).max(now + LEAST_ANSWER_LIMIT);
     let mut answer = unregister(shared, via, control, answer_by - now);
     let mut told = Told::Asked;
-    let mut idle = Idle::default();
+    let mut idle_since: Option<Instant> = None;
     let mut drained = draining.is_cancelled();
     loop {
         let now = Instant::now();
         let quiet = told != Told::Asked && streams.is_empty();
-        let until = match idle.until(quiet.then(|| session.stream_frames()), now) {
+        idle_since = quiet.then(|| idle_since.unwrap_or(now));
+        let until = match idle_since.map(|since| since + IDLE) {
             // An HTTP/2 connection says goodbye and ends by itself once everything is sent.
             Some(until) if until <= now && told == Told::Answered && session.say_goodbye() => deadline,
             Some(until) => until.min(deadline),
@@ -103,27 +102,8 @@ pub(super) async fn drain(
                 deadline = grace_ends();
             }
             () = emptied(streams), if told != Told::Asked && !quiet => {}
-            () = tokio::time::sleep_until(until.min(now + LOOK)), if quiet => {}
-            () = tokio::time::sleep_until(until), if !quiet => {}
+            () = tokio::time::sleep_until(until) => {}
         }
-    }
-}
-
-/// Since when nothing happens on a connection.
-#[derive(Default)]
-struct Idle {
-    since: Option<(Instant, u64)>,
-}
-
-impl Idle {
-    /// When a connection has been idle for long enough, if nothing happens until then. `quiet` is `None` while streams
-    /// are open or the edge has not answered, else how much was sent so far.
-    fn until(&mut self, quiet: Option<u64>, now: Instant) -> Option<Instant> {
-        self.since = quiet.map(|sent| match self.since {
-            Some((since, before)) if before == sent => (since, sent),
-            _ => (now, sent),
-        });
-        self.since.map(|(since, _)| since + IDLE)
     }
 }
 
@@ -150,23 +130,4 @@ async fn emptied(streams: &TaskTracker) {
     streams.close();
     streams.wait().await;
     streams.reopen();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn idle_is_two_seconds_without_a_stream_and_without_a_frame_of_one() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut idle = Idle::default();
-        assert_eq!(idle.until(None, at(0)), None);
-        assert_eq!(idle.until(Some(7), at(1)), Some(at(3)));
-        assert_eq!(idle.until(Some(7), at(2)), Some(at(3)));
-        // The last answer is still being sent, although nobody waits for it here.
-        assert_eq!(idle.until(Some(9), at(3)), Some(at(5)));
-        assert_eq!(idle.until(None, at(4)), None, "a request arrived");
-        assert_eq!(idle.until(Some(9), at(5)), Some(at(7)));
-    }
 }

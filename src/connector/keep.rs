@@ -4,6 +4,9 @@
 //! and QUIC may work again, or when it is not where it belongs. The new one registers, the old one unregisters and
 //! finishes what it has: no request notices.
 
+mod replace;
+mod waits;
+
 use std::{
     future::Future,
     net::SocketAddr,
@@ -25,23 +28,14 @@ use super::{
     liveness::Trouble,
     network,
 };
-use crate::{
-    backoff::Backoff,
-    telemetry::Chain,
-    transport::{self, Transport},
-    wire::registration::RegistrationError,
-};
+use crate::{backoff::Backoff, transport::Transport};
+use replace::Why;
+use waits::{Complaint, Waits};
 
 /// A connection that lived for so long was a good one: waits start anew, and QUIC is proven.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
-/// QUIC that connects and goes silent sooner than this has collapsed; later, the network or the edge has.
-const YOUNG: Duration = Duration::from_secs(60);
-/// An edge may ask for any wait; a hostile or confused one must not send a connector to sleep for a year.
-const LONGEST_ASKED: Duration = Duration::from_secs(300);
 /// A drain waits this long for the answer to a registration that is under way.
 const LAST_ANSWER_LIMIT: Duration = Duration::from_secs(1);
-/// The same complaint is repeated this often.
-const REPEAT: Duration = Duration::from_secs(30);
 
 /// Keeps connection `index` until drained. `first_up` is told of its first registration.
 pub(super) async fn keep(shared: Arc<Shared>, index: u8, first_up: Option<watch::Sender<bool>>) {
@@ -64,7 +58,10 @@ pub(super) async fn keep(shared: Arc<Shared>, index: u8, first_up: Option<watch:
                 if let Some(first_up) = &first_up {
                     first_up.send_replace(true);
                 }
-                keeper.hold(live).await
+                match keeper.hold(live).await {
+                    Some(fault) => fault,
+                    None => continue,
+                }
             }
             Err(fault) => fault,
         };
@@ -91,27 +88,6 @@ async fn last_answer<T>(asking: &AtomicU8, attempt: impl Future<Output = T>) -> 
     tokio::time::timeout(LAST_ANSWER_LIMIT, attempt).await.ok()
 }
 
-/// Why a connection is replaced while it serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
-    /// Something is wrong with it.
-    Trouble(Trouble),
-    /// It is not at the address where it belongs.
-    Home(SocketAddr),
-    /// It runs over HTTP/2, and QUIC may work.
-    Quic,
-}
-
-impl Why {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Trouble(trouble) => trouble.as_str(),
-            Self::Home(_) => "home",
-            Self::Quic => "quic",
-        }
-    }
-}
-
 /// What to do about a connection that serves.
 enum Next {
     Ended(Fault),
@@ -131,6 +107,8 @@ struct Current {
     transport: Transport,
     since: Instant,
     stable: bool,
+    /// `serving` has completed.
+    over: bool,
 }
 
 impl Current {
@@ -141,11 +119,7 @@ impl Current {
         let line = Line { retire: retire.clone(), trouble: health };
         let shared = shared.clone();
         let serving = Box::pin(async move { connection::serve(&shared, index, live, line).await });
-        Self { serving, retire, trouble, edge, transport, since: Instant::now(), stable: false }
-    }
-
-    fn is_young(&self) -> bool {
-        self.since.elapsed() < YOUNG
+        Self { serving, retire, trouble, edge, transport, since: Instant::now(), stable: false, over: false }
     }
 }
 
@@ -203,13 +177,14 @@ impl Keeper {
         }
     }
 
-    /// Serves a connection and its successors, until one ends without a successor.
-    async fn hold(&mut self, live: Live) -> Fault {
+    /// Serves a connection and its successors, until one ends without a successor; `None` when it left because it was
+    /// one too many.
+    async fn hold(&mut self, live: Live) -> Option<Fault> {
         let mut current = self.start(live);
         loop {
             match self.next(&mut current).await {
-                Next::Ended(fault) => return self.ended(&current, fault),
-                Next::Drain => return current.serving.await,
+                Next::Ended(fault) => return Some(self.ended(&current, fault)),
+                Next::Drain => return Some(current.serving.await),
                 Next::Stable => {
                     current.stable = true;
                     self.waits.reset();
@@ -220,8 +195,9 @@ impl Keeper {
                 }
                 Next::Leave => {
                     tracing::info!(index = self.index, edge = %current.edge, "one connection too many, leaving");
-                    current.retire.cancel();
-                    return current.serving.await;
+                    self.shared.choice.stand_down(current.edge, self.index);
+                    self.retire(current);
+                    return None;
                 }
                 Next::Replace(why) => match self.replace(&mut current, why).await {
                     Ok(None) => {}
@@ -232,9 +208,24 @@ impl Keeper {
                             "connection replaced"
                         );
                         self.shared.metrics.replaced(why.as_str());
-                        self.retire(std::mem::replace(&mut current, next));
+                        let old = std::mem::replace(&mut current, next);
+                        match why {
+                            // It is proven when it has been stable.
+                            Why::Quic => {}
+                            // What is wrong with the path may be wrong with this one too.
+                            Why::Trouble(Trouble::Lossy | Trouble::Rerouted) => {
+                                self.not_before = Instant::now() + STABLE_AFTER;
+                                self.shared.choice.stand_down(old.edge, self.index);
+                            }
+                            Why::Trouble(Trouble::Silent) | Why::Home(_) => {
+                                self.shared.choice.stand_down(old.edge, self.index);
+                            }
+                        }
+                        if !old.over {
+                            self.retire(old);
+                        }
                     }
-                    Err(fault) => return self.ended(&current, fault),
+                    Err(fault) => return Some(self.ended(&current, fault)),
                 },
             }
         }
@@ -284,10 +275,12 @@ impl Keeper {
                 changes.borrow_and_update();
                 match self.shared.addresses.home(index) {
                     Some(home) if home == edge => {}
-                    Some(home) => {
+                    Some(_) if Instant::now() < self.not_before => {
+                        // It may be another one by then.
                         tokio::time::sleep_until(self.not_before).await;
-                        return Next::Replace(Why::Home(home));
+                        continue;
                     }
+                    Some(home) => return Next::Replace(Why::Home(home)),
                     None if usize::from(index) >= self.shared.addresses.count() => return Next::Leave,
                     None => {}
                 }
@@ -300,6 +293,7 @@ impl Keeper {
             if *transport == Transport::Quic {
                 std::future::pending::<()>().await;
             }
+            tokio::time::sleep_until(self.not_before).await;
             self.shared.choice.may_try_quic(edge, index).await;
             Next::Replace(Why::Quic)
         };
@@ -312,198 +306,5 @@ impl Keeper {
             next = misplaced => next,
             next = may_try_quic => next,
         }
-    }
-
-    /// Dials a successor while the connection goes on serving. `None` if that was not needed or not possible.
-    async fn replace(&mut self, current: &mut Current, why: Why) -> Result<Option<Live>, Fault> {
-        let shared = self.shared.clone();
-        let draining = shared.tasks.draining();
-        if current.transport == Transport::Quic {
-            match why {
-                Why::Trouble(Trouble::Silent) if current.is_young() => {
-                    let why = format!("it went silent {} s after it connected", current.since.elapsed().as_secs());
-                    shared.choice.leave_quic(current.edge, &why);
-                }
-                Why::Trouble(Trouble::Lossy) => {
-                    shared.choice.leave_quic(current.edge, "it loses a quarter of its packets")
-                }
-                _ => {}
-            }
-        }
-        tracing::debug!(index = self.index, why = why.as_str(), edge = %current.edge, "dialling a successor");
-        let mut troubled = current.trouble.clone();
-        let recovered = async {
-            match why {
-                Why::Trouble(_) => drop(troubled.wait_for(Option::is_none).await),
-                Why::Home(_) | Why::Quic => std::future::pending().await,
-            }
-        };
-        let mut ended = None;
-        let asking = self.dialler.asking();
-        let outcome = {
-            let attempt = async {
-                match why {
-                    Why::Quic => self.dialler.prove_quic(&shared, current.edge).await,
-                    Why::Home(home) => self.dialler.connect(&shared, home, 0).await,
-                    Why::Trouble(_) => {
-                        let home = shared.addresses.home(self.index).unwrap_or(current.edge);
-                        let elsewhere = self.try_elsewhere.then(|| shared.addresses.elsewhere(home)).flatten();
-                        self.try_elsewhere = elsewhere.is_none();
-                        self.dialler.connect(&shared, elsewhere.unwrap_or(home), 0).await
-                    }
-                }
-            };
-            let mut attempt = std::pin::pin!(attempt);
-            let mut recovered = std::pin::pin!(recovered);
-            loop {
-                tokio::select! {
-                    biased;
-                    outcome = &mut attempt => break Some(outcome),
-                    fault = &mut current.serving, if ended.is_none() => ended = Some(fault),
-                    () = &mut recovered, if ended.is_none() => break None,
-                    () = draining.cancelled() => break last_answer(&asking, attempt).await,
-                }
-            }
-        };
-        self.settle(current, why, outcome, ended)
-    }
-
-    fn settle(
-        &mut self,
-        current: &Current,
-        why: Why,
-        outcome: Option<Result<Live, Fault>>,
-        ended: Option<Fault>,
-    ) -> Result<Option<Live>, Fault> {
-        let choice = &self.shared.choice;
-        let fault = match outcome {
-            Some(Ok(live)) => {
-                self.shared.addresses.reached(live.session.remote());
-                self.try_elsewhere = false;
-                return Ok(Some(live));
-            }
-            Some(Err(fault)) => Some(fault),
-            None => None,
-        };
-        if why == Why::Quic {
-            match &fault {
-                // The edge has this index already, and QUIC works: the old connection goes first.
-                Some(Fault::Registration(error)) if error.is_duplicate() => {
-                    choice.take_quic_back(current.edge);
-                    current.retire.cancel();
-                }
-                Some(Fault::Transport { .. }) => choice.leave_quic(current.edge, &fault_text(fault.as_ref())),
-                _ => choice.stand_down(current.edge, self.index),
-            }
-        }
-        if let Some(fault) = &fault {
-            if let Some(edge) = fault.edge() {
-                self.learn(edge, Some(fault));
-            }
-            let asked = fault.retry_after().unwrap_or_default();
-            self.not_before = Instant::now() + self.beside.next_wait().max(asked);
-            tracing::debug!(index = self.index, why = why.as_str(), error = %Chain(fault), "no successor");
-        }
-        ended.map_or(Ok(None), Err)
-    }
-
-    /// Learns from the end of a connection.
-    fn ended(&mut self, current: &Current, fault: Fault) -> Fault {
-        let choice = &self.shared.choice;
-        let went_silent = matches!(
-            &fault,
-            Fault::Transport {
-                error: transport::Error::Silent | transport::Error::Quic(quinn::ConnectionError::TimedOut),
-                ..
-            }
-        );
-        if current.transport == Transport::Quic {
-            if went_silent && current.is_young() {
-                choice.leave_quic(current.edge, "it went silent soon after it connected");
-            } else {
-                choice.stand_down(current.edge, self.index);
-            }
-        }
-        // An edge that closes is about to go: its address is not the first to be asked.
-        self.try_elsewhere = true;
-        self.shared.addresses.failed(self.index, current.edge);
-        fault
-    }
-}
-
-fn fault_text(fault: Option<&Fault>) -> String {
-    fault.map(|fault| Chain(fault).to_string()).unwrap_or_default()
-}
-
-/// How long to wait before the next attempt. An outage of the network is short and harmless to ask about often; a
-/// refusal is neither, and the edge may say how long.
-struct Waits {
-    network: Backoff,
-    refusal: Backoff,
-}
-
-impl Waits {
-    fn new(retries: u8) -> Self {
-        Self { network: Backoff::of_outages(), refusal: Backoff::of_refusals(retries) }
-    }
-
-    fn attempts(&self) -> u8 {
-        u8::try_from(self.network.attempts().max(self.refusal.attempts()).min(255)).unwrap_or(u8::MAX)
-    }
-
-    fn reset(&mut self) {
-        self.network.reset();
-        self.refusal.reset();
-    }
-
-    fn after(&mut self, fault: &Fault) -> Duration {
-        match fault {
-            Fault::Registration(RegistrationError::Refused { .. }) => {
-                self.refusal.next_wait().max(fault.retry_after().unwrap_or_default())
-            }
-            _ => self.network.next_wait(),
-        }
-    }
-}
-
-impl Fault {
-    /// Where it happened, unless the edge answered.
-    fn edge(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Transport { edge, .. } => Some(*edge),
-            Self::Discovery(_) | Self::Registration(_) => None,
-        }
-    }
-
-    /// What the edge asked for, within reason.
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Registration(RegistrationError::Refused { retry_after, .. }) => {
-                retry_after.map(|asked| asked.min(LONGEST_ASKED))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Says what is wrong when it is new and from time to time, not with every attempt.
-#[derive(Default)]
-struct Complaint {
-    last: Option<(String, Instant)>,
-    since: u32,
-}
-
-impl Complaint {
-    fn about(&mut self, index: u8, fault: &Fault, wait: Duration) {
-        let text = Chain(fault).to_string();
-        let said = self.last.as_ref().is_some_and(|(last, at)| *last == text && at.elapsed() < REPEAT);
-        if said {
-            self.since += 1;
-            tracing::debug!(index, error = text, ?wait, "no connection, trying again");
-            return;
-        }
-        tracing::warn!(index, error = text, ?wait, attempts_not_told = self.since, "no connection, trying again");
-        self.last = Some((text, Instant::now()));
-        self.since = 0;
     }
 }

@@ -19,6 +19,8 @@ pub(super) const BEAT: Duration = Duration::from_millis(500);
 const SUSPICIOUS_AFTER: u32 = 5;
 /// A connection that says nothing for so long is over, whatever its socket thinks. QUIC's idle time-out is shorter.
 const DEAD_AFTER: u32 = 30;
+/// Looks with the same new source address that make it a new way.
+const REROUTED_AFTER: u32 = 3;
 /// Loss is judged over this many looks, and only when there was something to lose.
 const LOSS_WINDOW: usize = 10;
 const LEAST_PACKETS: u64 = 200;
@@ -51,6 +53,8 @@ pub(super) struct Liveness {
     pulse: Pulse,
     edge: SocketAddr,
     source: Option<IpAddr>,
+    /// Looks in a row with the same other source address.
+    elsewhere: (Option<IpAddr>, u32),
     silent: u32,
     window: VecDeque<Sent>,
 }
@@ -68,7 +72,7 @@ impl Liveness {
     /// `bound` connections have a local address that does not follow the route.
     pub(super) fn new(pulse: Pulse, edge: SocketAddr, bound: bool) -> Self {
         let source = if bound { None } else { source_towards(edge) };
-        Self { pulse, edge, source, silent: 0, window: VecDeque::new() }
+        Self { pulse, edge, source, elsewhere: (None, 0), silent: 0, window: VecDeque::new() }
     }
 
     /// Looks once.
@@ -87,10 +91,14 @@ impl Liveness {
         Look::Alive(self.rerouted().then_some(Trouble::Rerouted))
     }
 
-    /// No route may be a moment between two; silence tells if it is not.
-    fn rerouted(&self) -> bool {
+    /// No route may be a moment between two; silence tells if it is not. A host with several ways may take turns: only
+    /// an address that stays is a new way.
+    fn rerouted(&mut self) -> bool {
         let Some(source) = self.source else { return false };
-        source_towards(self.edge).is_some_and(|now| now != source)
+        let now = source_towards(self.edge).filter(|now| *now != source);
+        let same = now.is_some() && now == self.elsewhere.0;
+        self.elsewhere = (now, if same { self.elsewhere.1 + 1 } else { u32::from(now.is_some()) });
+        self.elsewhere.1 >= REROUTED_AFTER
     }
 }
 

@@ -31,11 +31,13 @@ pub struct ConnectionState {
 pub struct Status {
     /// `None` while not registered.
     pub connections: Vec<Option<ConnectionState>>,
+    /// How many there are to be.
+    planned: usize,
 }
 
 impl Status {
     pub(super) fn new(count: usize) -> Self {
-        Self { connections: vec![None; count] }
+        Self { connections: vec![None; count], planned: count }
     }
 
     /// A connection registered; it takes the place of the one before it.
@@ -45,6 +47,17 @@ impl Status {
             self.connections.resize(index + 1, None);
         }
         self.connections[index] = Some(state);
+    }
+
+    /// There are to be so many. One that is still finishing its requests stays until then.
+    pub(super) fn plan(&mut self, count: usize) {
+        self.planned = count;
+        if self.connections.len() < count {
+            self.connections.resize(count, None);
+        }
+        while self.connections.len() > count && self.connections.last().is_some_and(Option::is_none) {
+            self.connections.pop();
+        }
     }
 
     /// A connection told the edge to send nothing new. One that was replaced has no say any more.
@@ -63,6 +76,7 @@ impl Status {
         {
             *slot = None;
         }
+        self.plan(self.planned);
     }
 
     /// Connections that take requests.

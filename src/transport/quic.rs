@@ -214,6 +214,12 @@ pub struct Announced {
 }
 
 impl Announced {
+    /// Completes when the edge has received everything, or wants no more.
+    pub(super) fn delivered(&self) -> impl Future<Output = ()> + std::marker::Send + 'static {
+        let stopped = self.send.stopped();
+        async move { drop(stopped.await) }
+    }
+
     /// Reads signature and message.
     pub(super) async fn read_head(self) -> Result<Incoming, HeadError> {
         read_head(self.send, self.recv, self.framing).await

@@ -5,7 +5,7 @@ use http::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    harness::{Over, over_both},
+    harness::{Over, canned, over_both, rule},
     raw_edge::{H2Peer, QuicPeer, RawEdge, Running, registered, soon},
     raw_service::{get, h2_get, rules},
 };
@@ -140,4 +140,27 @@ async fn the_end_of_an_http2_connection_is_a_goaway_that_says_what_may_be_sent_a
     assert!(error.is_go_away() && error.is_remote(), "{error:?}");
     assert_eq!(error.reason(), Some(h2::Reason::NO_ERROR));
     ends(&mut connector).await;
+}
+
+/// The service is done long ago and the answer still waits for a visitor who reads slowly: twice the idle time and more
+/// passes, and nothing of it is lost.
+#[tokio::test]
+async fn a_visitor_who_reads_slowly_gets_the_whole_answer() {
+    const LENGTH: usize = 4 << 20;
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+    let service = canned([head.into_bytes(), vec![7; LENGTH]].concat()).await;
+    let edge = RawEdge::new().await;
+    let connector = edge.connector_with("quic", &rule(format!("http://{service}")), |flags| flags).await;
+    let mut peer = edge.quic_peer().await;
+    let (_send, mut recv) = peer.open(&get("app.example.com", "/"), true).await;
+    let first = soon("the answer's begin", recv.read_chunk(1, true)).await.unwrap().unwrap();
+    connector.tasks.drain();
+    let call = soon("the unregistration", peer.calls.recv()).await;
+    let Some(EdgeCall::Unregister(reply)) = call else { panic!("{call:?}") };
+    reply.send(()).unwrap();
+    let closed = tokio::time::timeout(std::time::Duration::from_millis(4_500), peer.connection.closed()).await;
+    assert!(closed.is_err(), "{closed:?} while the visitor reads");
+    let rest = soon("the answer's end", recv.read_to_end(2 * LENGTH)).await.unwrap();
+    assert!(first.bytes.len() + rest.len() > LENGTH);
+    soon("the end", peer.connection.closed()).await;
 }
