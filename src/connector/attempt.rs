@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{Shared, discovery, discovery::EdgeSource};
@@ -35,6 +36,8 @@ const FIRST_LIMIT: Duration = Duration::from_secs(2);
 const LAST_LIMIT: Duration = Duration::from_secs(10);
 /// How long a QUIC connection must stay alive before it may replace one over HTTP/2: three keep-alives.
 const PROBATION: Duration = Duration::from_secs(3);
+/// How long a registration waits for the answer to the other transport's: with the two above still within two seconds.
+const TURN_LIMIT: Duration = Duration::from_millis(700);
 /// How long the winner of a race waits for a registration of the other that is under way.
 const OTHER_LIMIT: Duration = Duration::from_secs(1);
 /// Streams that may wait for the registration on HTTP/2.
@@ -79,6 +82,8 @@ pub(super) struct Dialler {
     quic: QuicOptions,
     limit: Duration,
     asking: Arc<AtomicU8>,
+    /// One registration at a time: an edge lets the later one take over, and two answers may come in the other order.
+    turn: Semaphore,
 }
 
 /// A registration whose answer is awaited. The edge may have taken the connection already.
@@ -99,7 +104,7 @@ impl Drop for Asking<'_> {
 
 impl Dialler {
     pub(super) fn new(index: u8, quic: QuicOptions) -> Self {
-        Self { index, quic, limit: FIRST_LIMIT, asking: Arc::default() }
+        Self { index, quic, limit: FIRST_LIMIT, asking: Arc::default(), turn: Semaphore::new(1) }
     }
 
     /// How many registrations of the attempt under way wait for their answer.
@@ -239,6 +244,7 @@ impl Dialler {
     ) -> Result<Live, Fault> {
         let session = self.dial(shared, edge, transport).await?;
         may_register.await;
+        let _turn = tokio::time::timeout(TURN_LIMIT, self.turn.acquire()).await;
         let _asking = Asking::begin(&self.asking);
         register(shared, self.index, attempts, session).await
     }
