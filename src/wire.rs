@@ -2,6 +2,7 @@
 //!
 //! Facts are protocol.md's; the two encodings are [`connect`] (QUIC) and [`headers`] (HTTP/2). Opens no socket.
 
+pub mod announced;
 pub mod calls;
 pub mod connect;
 pub mod framing;

@@ -136,9 +136,21 @@ impl ServicePattern {
         match &self.host[..] {
             [] => self.like.host() == Some(host),
             [Label::Star] => true,
-            labels => host.parse::<IpAddr>().is_err() && labels_match(labels, &host.split('.').collect::<Vec<_>>()),
+            labels => !is_address(host) && labels_match(labels, &host.split('.').collect::<Vec<_>>()),
         }
     }
+}
+
+/// Whether a resolver may take the host for an address, however it is spelt: `fe80::1%zone`, where anything may stand
+/// in the zone, and what `inet_aton` reads, such as `127.1`, `0x7f.0.0.1` and `2130706433`. No top-level domain is a
+/// number (RFC 3696 section 2).
+fn is_address(host: &str) -> bool {
+    let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    let hexadecimal = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    host.parse::<IpAddr>().is_ok()
+        || host.contains([':', '%'])
+        || last.bytes().all(|byte| byte.is_ascii_digit())
+        || hexadecimal.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Row by row, so that many stars cost no more than labels times labels.
@@ -223,6 +235,29 @@ mod tests {
             for service in refused {
                 assert!(!allows(pattern, service), "{pattern} allows {service}");
             }
+        }
+    }
+
+    #[test]
+    fn labels_never_match_an_address_however_it_is_spelt() {
+        let pattern = ServicePattern::parse("https://*.my-ns.svc").unwrap();
+        for host in ["fe80::1%x.my-ns.svc", "::1%.my-ns.svc", "fe80::1%25x.my-ns.svc"] {
+            assert!(!pattern.host_matches(host), "{host}");
+        }
+        // Where the parser lets such a host through, too.
+        for spelling in ["https://[fe80::1%25x.my-ns.svc]", "https://[fe80::1%x.my-ns.svc]"] {
+            let allowed = Service::parse(spelling).is_ok_and(|service| pattern.matches(&service));
+            assert!(!allowed, "{spelling}");
+        }
+        let any_two = ServicePattern::parse("http://*.*").unwrap();
+        for host in ["127.1", "127.0.1", "10.0x1", "0x7f.0.0.1", "0x7f.0x0.0x0.0X1", "a.0x", "a.1."] {
+            assert!(!any_two.host_matches(host), "{host}");
+        }
+        for host in ["2130706433", "0x7f000001"] {
+            assert!(is_address(host), "{host}");
+        }
+        for host in ["a.b", "1.2.3.4.svc", "a.0xg", "0x.svc", "a.x1"] {
+            assert!(any_two.host_matches(host), "{host}");
         }
     }
 

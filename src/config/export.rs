@@ -60,7 +60,7 @@ fn push(
 /// The keys that only adit has, where they are not the defaults.
 fn own_keys(rule: &Rule, out: &mut Value) {
     if let Some(health) = &rule.health {
-        out["health"] = health::exported(health);
+        out["health"] = health::exported(health, !rule.others.is_empty());
     }
     if let Some(limits) = rule.limits.json() {
         out["limits"] = limits;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::duration;
 use super::mistakes::Place;
-use super::reader::{Dialect, Reader, join};
+use super::reader::{Reader, join};
 use super::service::Service;
 use super::tree::Node;
 
@@ -13,7 +13,7 @@ use super::tree::Node;
 pub struct Health {
     /// Active checks; `None` without a `path`.
     pub check: Option<HealthCheck>,
-    /// Failed requests in a row that take a service out for a while; 0 is never.
+    /// Failed requests in a row that take a service out for a while; 0 is never, as for a service without others.
     pub eject_after: u32,
     /// How long a service that returns grows to its full share; zero is at once.
     pub slow_start: Duration,
@@ -43,23 +43,26 @@ impl Default for Health {
 const KEYS: [&str; 7] = ["ejectAfter", "healthyAfter", "interval", "path", "slowStart", "timeout", "unhealthyAfter"];
 /// Keys that only an active check reads.
 const OF_CHECKS: [&str; 4] = ["healthyAfter", "interval", "timeout", "unhealthyAfter"];
+/// Keys that choose between services.
+const OF_LISTS: [&str; 2] = ["ejectAfter", "slowStart"];
 /// Below it a check is a load test.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Of a check that names none; a shorter interval is the limit then.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads a `health`. `None`: nothing there, or a mistake was reported.
-pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Health> {
-    // A key of adit's own: spelled as in a file whoever sends it.
-    let dialect = std::mem::replace(&mut reader.dialect, Dialect::File);
-    let health = keys(reader, node, path);
-    reader.dialect = dialect;
-    health
+/// A `health` as it stands in a rule whose service is not looked at yet.
+pub(crate) struct Given {
+    place: Place,
+    health: Health,
+    /// Which of [`OF_LISTS`] it has.
+    of_lists: Vec<(Place, &'static str)>,
 }
 
-fn keys(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Health> {
+/// Reads a `health`. `None`: nothing there, or a mistake was reported.
+pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Given> {
     let mut health = Health::default();
+    let (place, mut of_lists) = (node.place, Vec::new());
     let (mut target, mut interval, mut timeout) = (None, None, None);
     let (mut unhealthy_after, mut healthy_after) = (None, None);
     let mut of_checks: Vec<(Place, &str)> = Vec::new();
@@ -70,12 +73,15 @@ fn keys(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Health> {
         if OF_CHECKS.contains(&key) {
             of_checks.push((entry.place, key));
         }
+        if OF_LISTS.contains(&key) {
+            of_lists.push((entry.place, key));
+        }
         match key {
             "ejectAfter" => health.eject_after = count(reader, node, path, 0).unwrap_or(health.eject_after),
             "healthyAfter" => healthy_after = count(reader, node, path, 1),
             "interval" => interval = at_least(reader, node, path, SHORTEST_INTERVAL),
             "path" => target = self::target(reader, node, path),
-            "slowStart" => health.slow_start = reader.duration(node, path).unwrap_or_default(),
+            "slowStart" => health.slow_start = reader.own_duration(node, path).unwrap_or_default(),
             "timeout" => timeout = at_least(reader, node, path, Duration::from_millis(1)),
             _ => unhealthy_after = count(reader, node, path, 1),
         }
@@ -98,7 +104,7 @@ fn keys(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Health> {
             }
         }
     }
-    Some(health)
+    Some(Given { place, health, of_lists })
 }
 
 fn count(reader: &mut Reader<'_>, node: &Node, path: &str, least: i64) -> Option<u32> {
@@ -106,7 +112,7 @@ fn count(reader: &mut Reader<'_>, node: &Node, path: &str, least: i64) -> Option
 }
 
 fn at_least(reader: &mut Reader<'_>, node: &Node, path: &str, least: Duration) -> Option<Duration> {
-    let given = reader.duration(node, path)?;
+    let given = reader.own_duration(node, path)?;
     if given < least {
         reader.report.mistake(node.place, path, format!("must be at least {least:?}"));
         return None;
@@ -124,8 +130,16 @@ fn target(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<String> {
     Some(text)
 }
 
-/// Reports a `health` that the service cannot have.
-pub(crate) fn fits(reader: &mut Reader<'_>, place: Place, path: &str, health: &Health, first: &Service, several: bool) {
+/// What was given, for a service that has others beside it or none; reports what they cannot have.
+pub(crate) fn of_services(
+    reader: &mut Reader<'_>,
+    path: &str,
+    given: &Given,
+    first: &Service,
+    several: bool,
+) -> Health {
+    let Given { place, health, of_lists } = given;
+    let (place, mut health) = (*place, health.clone());
     match first {
         Service::Http { .. } | Service::Unix { .. } => {}
         Service::Tcp { .. } if health.check.is_none() => {}
@@ -133,18 +147,28 @@ pub(crate) fn fits(reader: &mut Reader<'_>, place: Place, path: &str, health: &H
             let message = format!("a check is an HTTP request and {first} is a stream of bytes");
             reader.report.mistake(place, &join(path, "path"), message);
         }
-        other => reader.report.mistake(place, path, format!("{other} is no service whose health could be known")),
+        other => {
+            reader.report.mistake(place, path, format!("{other} is no service whose health could be known"));
+            return health;
+        }
     }
-    if !several && !health.slow_start.is_zero() {
-        reader.report.warning(place, &join(path, "slowStart"), "has no effect on a single service");
+    if !several {
+        // Nothing takes its place: it is asked whatever it is.
+        (health.eject_after, health.slow_start) = (0, Duration::ZERO);
+        for (place, key) in of_lists {
+            reader.report.mistake(*place, &join(path, key), "has no effect on a single service");
+        }
     }
+    health
 }
 
-/// As it is read.
-pub(crate) fn exported(health: &Health) -> serde_json::Value {
+/// As it is read, of a rule with `several` services or with one.
+pub(crate) fn exported(health: &Health, several: bool) -> serde_json::Value {
     let mut out = serde_json::Map::new();
-    out.insert("ejectAfter".to_owned(), health.eject_after.into());
-    out.insert("slowStart".to_owned(), duration::text(health.slow_start).into());
+    if several {
+        out.insert("ejectAfter".to_owned(), health.eject_after.into());
+        out.insert("slowStart".to_owned(), duration::text(health.slow_start).into());
+    }
     if let Some(check) = &health.check {
         out.insert("path".to_owned(), check.path.clone().into());
         out.insert("interval".to_owned(), duration::text(check.interval).into());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value as Json};
 
+use super::duration;
 use super::reader::{Dialect, Reader, join};
 use super::tree::{Node, Value};
 
@@ -95,7 +96,7 @@ impl Limits {
 
     /// Under their names in the configuration, those that are on.
     pub(crate) fn json(self) -> Option<Json> {
-        let time = |time: Duration| Json::from(format!("{}ms", time.as_millis()));
+        let time = |time| Json::from(duration::text(time));
         let values = [
             ("headerTimeout", self.header_timeout.map(time)),
             ("requestTimeout", self.request_timeout.map(time)),
@@ -180,7 +181,7 @@ impl Reader<'_> {
             (Value::Plain(text) | Value::Text(text), _) => text,
             (_, Dialect::File | Dialect::Pushed) => return self.duration(node, path),
         };
-        match super::duration::parse_with_days(text) {
+        match duration::parse_with_days(text) {
             Ok(duration) => Some(duration),
             Err(error) => {
                 self.report.mistake(node.place, path, error.to_string());

@@ -43,7 +43,15 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node) -> RemoteConfigMode {
     const FORM: &str = "an allowlist is { mode: allowlist, services: [\"https://*.my-ns.svc:*\"] }";
     if !matches!(node.value, Value::Map(_)) {
         return match reader.text(node, path).as_deref() {
-            Some("accept") | None => RemoteConfigMode::Accept,
+            Some("accept") => RemoteConfigMode::Accept,
+            None => {
+                // Another kind of value is reported already.
+                if matches!(node.value, Value::Null) {
+                    let message = format!("must be accept or ignore, this is nothing; {FORM}");
+                    reader.report.mistake(node.place, path, message);
+                }
+                RemoteConfigMode::Ignore
+            }
             Some("ignore") => RemoteConfigMode::Ignore,
             Some("allowlist") => {
                 reader.report.mistake(node.place, path, FORM);

@@ -106,9 +106,8 @@ const MAX_PATTERNS: usize = 1_000;
 
 /// How many of [`ALL`] cloudflared knows.
 const FOREIGN: usize = 4;
-/// Keys of a rule that later releases of adit know. To ignore one would be to let through what it
-/// was written to stop.
-const LATER: [&str; 1] = ["innerHop"];
+/// A key of a rule that later releases of adit know. To ignore it would be to let through what it was written to stop.
+const LATER: &str = "innerHop";
 /// All keys of a rule, adit's own last.
 const ALL: [&str; 8] =
     ["hostname", "originRequest", "path", "service", "forwarded", "health", "limits", "proxyProtocol"];
@@ -150,10 +149,10 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
         let (Some(hostname), Some(pattern), Some(((service, spelling), others))) = (hostname, pattern, service) else {
             continue;
         };
-        let health = raw.health.as_ref().map(|(place, health)| {
-            health::fits(reader, *place, &join(&path, "health"), health, &service, !others.is_empty());
-            health.clone()
-        });
+        let health = raw
+            .health
+            .as_ref()
+            .map(|given| health::of_services(reader, &join(&path, "health"), given, &service, !others.is_empty()));
         let mut origin = origin;
         origin.bastion_mode |= service == Service::Bastion;
         origin.proxy_protocol = raw.own.proxy_protocol;
@@ -174,7 +173,7 @@ struct RawRule {
     hostname: Option<(Place, String)>,
     path: Option<(Place, String)>,
     service: Texts,
-    health: Option<(Place, Health)>,
+    health: Option<health::Given>,
     origin_place: Place,
     patch: OriginPatch,
     /// The keys of the rule's own `originRequest`.
@@ -201,7 +200,7 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
         let path = &join(path, key);
         let node = &entry.node;
         match key {
-            "health" => raw.health = health::read(reader, node, path).map(|health| (node.place, health)),
+            "health" => raw.health = health::read(reader, node, path),
             "hostname" => raw.hostname = reader.text(node, path).map(|text| (node.place, text)),
             "path" => raw.path = reader.text(node, path).map(|text| (node.place, text)),
             "service" if matches!(node.value, Value::List(_)) && reader.own_keys => {
@@ -232,12 +231,11 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
 /// What every refusal of a key to come says.
 pub(crate) const NOT_YET: &str = "not supported by this version";
 
-/// Refuses adit's own rule keys. Pushed ones other than `innerHop` count only from an edge that
-/// confirmed adit's feature, so they are ignored like unknown keys.
+/// Refuses [`LATER`], from any edge: adit's other own keys count only where they are meant, this one would be a gap.
 fn later(reader: &mut Reader<'_>, key: &str, place: Place, path: &str) -> bool {
     let known = match reader.dialect {
-        Dialect::File => LATER.contains(&key),
-        Dialect::Pushed => key.eq_ignore_ascii_case("innerHop"),
+        Dialect::File => key == LATER,
+        Dialect::Pushed => key.eq_ignore_ascii_case(LATER),
     };
     if known {
         reader.report.mistake(place, &join(path, key), NOT_YET);

@@ -32,7 +32,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
     plain("retries", BYTE, InForce, &["TUNNEL_RETRIES"], "Cap of the exponent of waits after refusals"),
     plain("tag", List(tag), InForce, &["TUNNEL_TAG"], "NAME=VALUE, sent to services; may be repeated"),
     plain("features", LIST, InForce, &[], "Feature string to announce; may be repeated").short('F'),
-    plain("ha-connections", Int(1, 255), InForce, &[], "Number of connections to the edge"),
+    plain("ha-connections", Int(1, 32), InForce, &[], "Number of connections to the edge, at most 32"),
     plain("max-edge-addr-retries", BYTE, NoEffect, &[], "Failed addresses before the other transport is tried"),
     plain("rpc-timeout", Duration, InForce, &[], "Limit for a registration call"),
     plain("write-stream-timeout", Duration, NoEffect, &["TUNNEL_STREAM_WRITE_TIMEOUT"], "Deadline for a write on a stream; 0s is none"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::{future::FutureExt, sync::CancellationToken, task::TaskTracker};
@@ -26,6 +26,9 @@ use crate::{
 
 /// Largest configuration accepted over HTTP/2.
 const MOST_CONFIGURATION: usize = 8 << 20;
+
+/// Calls of the edge at a time on one connection: an edge makes one now and then, and each may hold a message of 8 MiB.
+const MOST_CALLS: usize = 8;
 
 /// What a connection and its keeper tell each other.
 pub(super) struct Line {
@@ -64,8 +67,9 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
     };
     let mut local_rules = Box::pin(local_rules);
     let streams = TaskTracker::new();
+    let calls = Arc::new(Semaphore::new(MOST_CALLS));
     for pending in early {
-        start(shared, &streams, via, pending);
+        start(shared, &streams, &calls, via, pending);
     }
     let quic = match &session {
         Session::Quic(session) => Some(session.connection().clone()),
@@ -96,7 +100,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
                     if let Session::Quic(session) = &mut session {
                         session.make_room(streams.len());
                     }
-                    start(shared, &streams, via, pending);
+                    start(shared, &streams, &calls, via, pending);
                 }
                 Err(error) => break error,
             },
@@ -111,7 +115,8 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
             },
             () = ending.as_mut() => {
                 shared.status.send_modify(|status| status.unregistered(index, registered.connection));
-                let cut = drain::drain(shared, via, &mut session, control.clone(), &streams, &mut liveness).await;
+                let cut =
+                    drain::drain(shared, via, &mut session, control.clone(), &streams, &calls, &mut liveness).await;
                 if cut > 0 && shared.grace_is_over() {
                     tracing::warn!(index, streams = cut, "the grace period is over: open streams are cut");
                     shared.metrics.cut(cut);
@@ -146,27 +151,36 @@ async fn tell_local_rules(shared: &Shared, control: &Control) {
     }
 }
 
-pub(super) fn start(shared: &Arc<Shared>, streams: &TaskTracker, via: Via, pending: Pending) {
+pub(super) fn start(shared: &Arc<Shared>, streams: &TaskTracker, calls: &Arc<Semaphore>, via: Via, pending: Pending) {
     let token = streams.token();
-    let shared_ = shared.clone();
+    let (shared_, calls) = (shared.clone(), calls.clone());
     shared.tasks.spawn(async move {
         let _token = token;
-        stream(shared_, via, pending).await;
+        stream(shared_, calls, via, pending).await;
     });
 }
 
 /// The size of this future is the memory of one idle stream.
-pub(crate) async fn stream(shared: Arc<Shared>, via: Via, pending: Pending) {
+pub(crate) async fn stream(shared: Arc<Shared>, calls: Arc<Semaphore>, via: Via, pending: Pending) {
     // In a box: it is looked at once, and the rest of this future is what an idle stream costs.
     let delivered = Box::pin(pending.delivered());
     match pending.read().await {
         Ok(Incoming::Visitor { head, responder, recv }) => {
             proxy::serve(&shared.proxy, via, head, responder, recv).await;
         }
-        Ok(Incoming::Rpc { recv, send }) => {
-            calls::serve(&shared.rpc, recv, send, via.own_edge, shared.pushes.clone()).await;
-        }
-        Ok(Incoming::Configure { recv, responder }) => Box::pin(configure(&shared, via, recv, responder)).await,
+        Ok(Incoming::Rpc { recv, send }) => match calls.try_acquire() {
+            Ok(_permit) => calls::serve(&shared.rpc, recv, send, via.own_edge, shared.pushes.clone()).await,
+            Err(_) => too_many_calls(&shared, via),
+        },
+        Ok(Incoming::Configure { recv, responder }) => match calls.try_acquire() {
+            Ok(_permit) => {
+                let configured = Box::pin(configure(&shared, via, recv, responder).timeout(calls::CALL_LIMIT)).await;
+                if configured.is_err() {
+                    tracing::warn!(index = via.connection, "a configuration took too long");
+                }
+            }
+            Err(_) => too_many_calls(&shared, via),
+        },
         // A second control stream: dropping it resets it.
         Ok(Incoming::Control { .. }) => shared.metrics.malformed_stream(),
         Err(error) => {
@@ -178,13 +192,19 @@ pub(crate) async fn stream(shared: Arc<Shared>, via: Via, pending: Pending) {
     delivered.await;
 }
 
+/// The stream is dropped, and so reset.
+fn too_many_calls(shared: &Shared, via: Via) {
+    shared.metrics.malformed_stream();
+    tracing::debug!(index = via.connection, "more than {MOST_CALLS} calls at a time");
+}
+
 /// A configuration over HTTP/2 (protocol.md §6.7). Our answer carries the reasons as text where the peer has `{}`.
 async fn configure(shared: &Shared, via: Via, mut recv: Recv, responder: Responder) {
     let mut body = Vec::new();
     loop {
-        match recv.chunk().timeout(calls::CALL_LIMIT).await {
-            Ok(Ok(Some(chunk))) if body.len() + chunk.len() <= MOST_CONFIGURATION => body.extend_from_slice(&chunk),
-            Ok(Ok(None)) => break,
+        match recv.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MOST_CONFIGURATION => body.extend_from_slice(&chunk),
+            Ok(None) => break,
             _ => return responder.fail("the configuration did not arrive whole", false).await,
         }
     }
@@ -230,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_future_of_one_stream_stays_small() {
-        fn size<F: Future>(_: impl FnOnce(Arc<Shared>, Via, Pending) -> F) -> usize {
+        fn size<F: Future>(_: impl FnOnce(Arc<Shared>, Arc<Semaphore>, Via, Pending) -> F) -> usize {
             size_of::<F>()
         }
         let size = size(stream);

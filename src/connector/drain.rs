@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::oneshot,
+    sync::{Semaphore, oneshot},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::task::TaskTracker;
@@ -49,6 +49,7 @@ pub(super) async fn drain(
     session: &mut Session,
     control: Arc<Control>,
     streams: &TaskTracker,
+    calls: &Arc<Semaphore>,
     liveness: &mut Liveness,
 ) -> usize {
     let draining = shared.tasks.draining();
@@ -82,7 +83,7 @@ pub(super) async fn drain(
         }
         tokio::select! {
             pending = session.accept() => match pending {
-                Ok(pending) if now < deadline => start(shared, streams, via, pending),
+                Ok(pending) if now < deadline => start(shared, streams, calls, via, pending),
                 Ok(pending) => refuse(shared, pending),
                 // Streams of a connection that is gone end by themselves.
                 Err(_) => return streams.len(),

@@ -144,12 +144,15 @@ impl Rules {
                 metrics.ignored_keys(ignored_keys);
                 tracing::info!(version, ignored_keys, "rules of the edge are in force");
                 self.put_in_force(routes);
-                (self.accepted, self.held, self.told) = (Some(pushed), None, None);
+                // What is held and newer may still come into force.
+                self.held.take_if(|held| held.version <= version);
+                (self.accepted, self.told) = (Some(pushed), None);
                 Applied { version, error: String::new() }
             }
             Err(Refusal { held, error }) => {
                 metrics.pushed(Outcome::Refused);
-                if held {
+                // Connections bring pushes in any order; the edge's last word is the one with the highest version.
+                if held && self.held.as_ref().is_none_or(|held| held.version <= version) {
                     self.held = Some(pushed);
                 }
                 if self.told.as_ref().is_none_or(|(told, reasons)| (*told, reasons) != (version, &error)) {
@@ -285,6 +288,19 @@ mod tests {
         assert_eq!(in_force(&rules), is(-1, "http://f"));
         rules.reload(local(&list("'http://b'"))).await.unwrap();
         assert_eq!(in_force(&rules), is(2, "http://b"));
+    }
+
+    #[tokio::test]
+    async fn an_older_push_takes_no_place_of_a_newer_one_that_is_held() {
+        let list =
+            |names: &str| format!("remoteConfig: {{ mode: allowlist, services: [{names}] }}\n{}", to("http://f"));
+        let mut rules = rules(&list("'http://a'"));
+        assert_eq!(push(&mut rules, 9, "http://c").await.version, -1);
+        assert_eq!(push(&mut rules, 8, "http://b").await.version, -1);
+        // Nor does one that is let through.
+        assert_eq!(push(&mut rules, 7, "http://a").await.version, 7);
+        rules.reload(local(&list("'http://a', 'http://b', 'http://c'"))).await.unwrap();
+        assert_eq!(in_force(&rules), is(9, "http://c"));
     }
 
     #[tokio::test]

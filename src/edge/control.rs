@@ -29,6 +29,7 @@ use crate::{
     metrics::edge::Registering,
     transport::{Recv, Send},
     wire::{
+        announced::Announced,
         framing::FEATURE,
         registration::{self, EdgeCall, Refusal, Registered, Registration},
     },
@@ -61,6 +62,7 @@ pub(super) async fn serve(shared: Arc<Shared>, link: Link, control: Control) {
     let (calls, mut incoming) = mpsc::channel(4);
     let (rpc, hangup, allowed) =
         (shared.rpc.clone(), CancellationToken::new(), Arc::new(AtomicUsize::new(STRANGERS_WORDS)));
+    let recv = Announced::new(recv, allowed.clone());
     let recv = Words { recv, allowed: allowed.clone(), hangup: Box::pin(hangup.clone().cancelled_owned()) };
     shared.tasks.spawn(async move { registration::serve(&rpc, recv, send, calls).await });
     let quic = match &link {
@@ -98,7 +100,7 @@ pub(super) async fn serve(shared: Arc<Shared>, link: Link, control: Control) {
 
 /// The receiving half of a control stream: bounded until its connector is known, and ended when we hang up.
 struct Words {
-    recv: Recv,
+    recv: Announced<Recv>,
     allowed: Arc<AtomicUsize>,
     hangup: Pin<Box<WaitForCancellationFutureOwned>>,
 }

@@ -201,9 +201,11 @@ impl Judge {
         tracing::info!(service = self.spelling, "a service is back");
     }
 
-    /// Whether what is known of `other` holds for this one.
+    /// Whether what is known of `other` holds for this one: how much ejects it may differ, as it does in a list of two
+    /// that becomes one.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.spelling == other.spelling && self.rules == other.rules
+        let checks = |judge: &Self| judge.rules.as_ref().map(|rules| rules.check.clone());
+        self.spelling == other.spelling && checks(self) == checks(other)
     }
 
     pub(super) fn clone_state(&self) -> State {

@@ -208,10 +208,15 @@ async fn drive(
     drop(registration);
     let registered = outcome.is_ok();
     if reply.send(outcome).is_ok() && registered {
+        // What came in while another call waited for its answer.
+        let mut next = None;
         loop {
-            let call = tokio::select! {
-                call = calls.recv() => call,
-                _ = &mut driver => return,
+            let call = match next.take() {
+                Some(call) => Some(call),
+                None => tokio::select! {
+                    call = calls.recv() => call,
+                    _ = &mut driver => return,
+                },
             };
             match call {
                 Some(Call::Unregister(mut reply)) => {
@@ -224,11 +229,24 @@ async fn drive(
                     }
                     break;
                 }
-                Some(Call::LocalConfiguration(json, reply)) => {
+                Some(Call::LocalConfiguration(json, mut reply)) => {
                     let mut request = server.update_local_configuration_request();
                     request.get().set_config(&json);
-                    let outcome = request.send().promise.await;
-                    let _ = reply.send(outcome.map(drop).map_err(|error| error.to_string()));
+                    tokio::select! {
+                        outcome = request.send().promise => {
+                            let _ = reply.send(outcome.map(drop).map_err(|error| error.to_string()));
+                        }
+                        () = reply.closed() => {}
+                        // An edge that never answers this must still hear the unregistration. That nobody can call
+                        // any more ends the wait as well.
+                        call = calls.recv() => {
+                            let _ = reply.send(Err("given up for the next call".into()));
+                            match call {
+                                Some(call) => next = Some(call),
+                                None => break,
+                            }
+                        }
+                    }
                 }
                 None => break,
             }

@@ -143,6 +143,8 @@ fn an_allowlist_says_where_pushed_rules_may_lead() {
     let loaded = read("remoteConfig: {mode: allowlist, services: []}\n").unwrap();
     assert!(matches!(loaded.config.remote_config, RemoteConfigMode::Allowlist(list) if list == Allowlist::default()));
     for (yaml, why) in [
+        ("remoteConfig:\n", "remoteConfig: must be accept or ignore, this is nothing"),
+        ("remoteConfig: ~\n", "remoteConfig: must be accept or ignore, this is nothing"),
         ("remoteConfig: allowlist\n", "t.yml:1:15: remoteConfig: an allowlist is {"),
         ("remoteConfig: {mode: allowlist}\n", "remoteConfig: an allowlist needs `services`"),
         ("remoteConfig: {mode: allowlist, services: 'http://a'}\n", "remoteConfig.services: must be a list"),

@@ -103,11 +103,20 @@ fn mistakes_in_flags_environment_and_file_come_together() {
         "command line: --rpc-timeout: a negative duration",
         "environment: TUNNEL_GRACE_PERIOD: a duration needs a unit",
         "environment: TUNNEL_POST_QUANTUM: must be true or false",
-        "t.yml:1:17: ha-connections: must be 1 to 255",
+        "t.yml:1:17: ha-connections: must be 1 to 32",
     ] {
         assert!(refused.contains(wanted), "{wanted}\n{refused}");
     }
     assert_eq!(refused.lines().count(), 5);
+}
+
+#[test]
+fn more_connections_than_are_ever_planned_are_refused_in_file_and_flag() {
+    for (file, flag) in [("ha-connections: 33\n", "32"), ("", "33")] {
+        let refused = read(file, &[], &flags(&["--ha-connections", flag]));
+        assert!(refused.unwrap_err().to_string().contains("ha-connections: must be 1 to 32"), "{file}{flag}");
+    }
+    assert_eq!(read("ha-connections: 32\n", &[], &Flags::default()).unwrap().config.ha_connections, 32);
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn pushed_keys_of_adits_own_count_only_from_an_edge_that_is_adits() {
 #[test]
 fn adits_edge_pushes_what_its_file_says_and_the_edge_of_others_is_not_told() {
     let yaml = "ingress: [{service: ['http://x', 'http://y'], health: {path: /h}, forwarded: append, proxyProtocol: v1, \
-                limits: {requestTimeout: 1m30s, maxConcurrent: 2, headerTimeout: 1ms, maxBodyBytes: 1GiB}}]";
+                limits: {requestTimeout: 1m30s, maxConcurrent: 2, headerTimeout: 1500us, maxBodyBytes: 1GiB}}]";
     let ingress: Ingress = read(yaml).unwrap().config.ingress.unwrap();
     let warp = WarpRouting::default();
     let pushed = RemoteConfig::parse_from(adit_push(&ingress, &warp).as_bytes(), PushedBy::AditEdge).unwrap();

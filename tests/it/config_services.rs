@@ -101,6 +101,9 @@ ingress:
 #[test]
 fn health_has_defaults_and_every_key_counts() {
     let default = Health { check: None, eject_after: 5, slow_start: Duration::ZERO };
+    assert_eq!(rule("service: ['http://a', 'http://b'], health: {}").health, Some(default.clone()));
+    // Nothing takes the place of a single service.
+    let default = Health { eject_after: 0, ..default };
     assert_eq!(rule("service: 'http://a', health: {}").health, Some(default.clone()));
     let check = HealthCheck {
         path: "/healthz".to_owned(),
@@ -125,6 +128,9 @@ fn health_has_defaults_and_every_key_counts() {
     };
     let wanted = Health { check: Some(wanted), eject_after: 0, slow_start: Duration::from_secs(30) };
     assert_eq!(rule(all).health, Some(wanted));
+    let days = rule("service: ['http://a', 'http://b'], health: { path: /h, interval: 1d, slowStart: 1d12h }");
+    let days = days.health.unwrap();
+    assert_eq!((days.check.unwrap().interval.as_secs(), days.slow_start.as_secs()), (86_400, 129_600));
 }
 
 #[test]
@@ -143,6 +149,9 @@ ingress:
   - hostname: d.com
     service: http://a
     health: { interval: 5s }
+  - hostname: e.com
+    service: [http://a]
+    health: { ejectAfter: 0, slowStart: 1s }
   - service: http://a
     health: [/healthz]
 ";
@@ -158,7 +167,9 @@ ingress:
             "t.yml:7:13: ingress[1].health.path: a check is an HTTP request and tcp://a:1 is a stream of bytes",
             "t.yml:10:13: ingress[2].health: http_status:404 is no service whose health could be known",
             "t.yml:13:15: ingress[3].health.interval: there are no checks without a `path`",
-            "t.yml:15:13: ingress[4].health: must be a mapping, this is a list",
+            "t.yml:16:15: ingress[4].health.ejectAfter: has no effect on a single service",
+            "t.yml:16:30: ingress[4].health.slowStart: has no effect on a single service",
+            "t.yml:18:13: ingress[5].health: must be a mapping, this is a list",
         ]
     );
 }
@@ -175,6 +186,24 @@ fn a_push_of_any_edge_has_no_lists_and_one_of_our_own_edge_has() {
     assert_eq!(spellings(&pushed.ingress.rules[0]), ["http://a", "http://b"]);
     assert!(pushed.ingress.rules[0].health.as_ref().unwrap().check.is_some());
     assert_eq!(pushed.ignored_keys, 0);
+}
+
+#[test]
+fn a_pushed_health_is_read_like_the_rest_of_a_push() {
+    let json = br#"{"ingress":[{"service":["http://a","http://b"],
+        "health":{"PATH":"/h","Interval":3,"slowstart":"1d","later":{}}}]}"#;
+    let pushed = RemoteConfig::parse_from(json, PushedBy::AditEdge).unwrap();
+    let health = pushed.ingress.rules[0].health.clone().unwrap();
+    assert_eq!((health.check.unwrap().interval.as_secs(), health.slow_start.as_secs()), (3, 86_400));
+    assert_eq!(pushed.ignored_keys, 1);
+}
+
+#[test]
+fn the_health_of_a_single_service_is_told_as_it_can_be_read() {
+    let ingress = ingress("ingress: [{ service: 'http://a', health: { path: /h } }]");
+    let own = adit_push(&ingress, &WarpRouting::default());
+    let read = RemoteConfig::parse_from(own.as_bytes(), PushedBy::AditEdge).unwrap();
+    assert_eq!((read.ingress, read.ignored_keys), (ingress, 0));
 }
 
 const BOTH: &str = "\

@@ -230,6 +230,23 @@ async fn a_hundred_calls_that_claim_gigabytes_or_never_end() {
 }
 
 #[tokio::test]
+async fn a_ninth_call_at_a_time_is_reset_and_later_ones_are_welcome() {
+    in_time(async {
+        let siege = Siege::start().await;
+        let mut open = Vec::new();
+        for _ in 0..8 {
+            open.push(siege.peer.open(&RPC_SIGNATURE, false).await);
+        }
+        let rules = r#"{"ingress":[{"service":"http_status:418"}]}"#;
+        // It may overtake one of the eight.
+        eventually("a call too many is refused", async || siege.peer.push(1, rules).await.is_err()).await;
+        siege.peer.serves("eight calls without an end").await;
+        eventually("calls are welcome again", async || siege.peer.push(1, rules).await.is_ok()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn configurations_that_are_deep_or_large_or_neither() {
     in_time(async {
         let siege = Siege::start().await;

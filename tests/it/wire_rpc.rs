@@ -206,6 +206,27 @@ async fn silence_garbage_and_hurtful_messages_end_a_registration_and_nothing_els
     assert_eq!(register(&answer, LIMIT).await.unwrap().location, "LIS");
 }
 
+#[tokio::test]
+async fn an_edge_that_never_answers_the_local_rules_still_hears_the_unregistration() {
+    /// In every call of this interface.
+    const REGISTRATION_SERVER: [u8; 8] = 0xf716_95ec_7fe8_5497_u64.to_le_bytes();
+    const RULES: &[u8] = b"{\"never\":\"answered\"}";
+    let (rpc, (recv, send, mut far)) = (RpcThread::new(), wire());
+    let vector = vector("rpc.registration", "success_pipelined");
+    far.write_all(&messages(&vector["register_phase"], "server_messages_hex")).await.unwrap();
+    let registered = registration::register(&rpc, recv, send, registration_of(&vector), LIMIT).await;
+    let (_, control) = registered.unwrap();
+    let unregister = async {
+        read_until(&mut far, RULES).await;
+        tokio::select! {
+            outcome = control.unregister(LIMIT * 10) => panic!("{outcome:?} without an answer"),
+            heard = tokio::time::timeout(LIMIT, read_until(&mut far, &REGISTRATION_SERVER)) => drop(heard.unwrap()),
+        }
+    };
+    let (told, ()) = tokio::join!(control.update_local_configuration(RULES.to_vec(), LIMIT * 10), unregister);
+    assert!(told.is_err());
+}
+
 /// Reads until `needle` has come by.
 async fn read_until(far: &mut (impl tokio::io::AsyncRead + Unpin), needle: &[u8]) -> Vec<u8> {
     let mut seen = Vec::new();
