@@ -127,6 +127,50 @@ async fn an_answer_that_nobody_reads_does_not_stop_the_upload() {
     assert_eq!(soon("the upload, beside the download", write).await, Some(length));
 }
 
+/// Visitors of an ordinary service on one shared connection: ten take nothing of what they are sent.
+async fn others_read_nothing(over: Over) {
+    const VISITORS: usize = 10;
+    let (stalled, mut stalls) = mpsc::unbounded_channel();
+    let counter = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let addr = both_halves(move |_, mut send| {
+        let stalled = stalled.clone();
+        let nth = counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async move {
+            if nth >= VISITORS {
+                send.send_data(Bytes::from_static(b"answered"), true).unwrap();
+                return;
+            }
+            loop {
+                send.reserve_capacity(64 << 10);
+                let room = std::future::poll_fn(|cx| send.poll_capacity(cx));
+                // Who takes nothing for so long has no more room.
+                match tokio::time::timeout(std::time::Duration::from_millis(300), room).await {
+                    Ok(Some(Ok(room))) => send.send_data(Bytes::from(vec![b'.'; room]), false).unwrap(),
+                    Ok(_) => return,
+                    Err(_) => break,
+                }
+            }
+            stalled.send(()).unwrap();
+            std::future::pending().await
+        }
+    })
+    .await;
+    let lab = Lab::start(over, &rule(format!("h2c://{addr}"))).await;
+    let mut visitors = Vec::new();
+    for _ in 0..VISITORS {
+        let mut visitor = TcpStream::connect(lab.http).await.unwrap();
+        visitor.write_all(b"GET / HTTP/1.1\r\nHost: web.test\r\n\r\n").await.unwrap();
+        visitors.push(visitor);
+    }
+    for _ in 0..VISITORS {
+        soon("a visitor's answer to stall", stalls.recv()).await.unwrap();
+    }
+    assert_eq!(lab.get("/").await.text(), "answered");
+    drop(visitors);
+    lab.finish().await;
+}
+
 over_both! {
+    visitors_who_read_nothing_do_not_stop_the_answers_of_others => others_read_nothing,
     eight_mebibytes_are_echoed_intact_while_they_come => echo,
 }

@@ -52,11 +52,12 @@ impl Stream {
         request: BoxedRequest,
         reused: bool,
     ) -> Result<Response<H2Body>, Unanswered> {
-        let Self { sender, place, .. } = self;
+        let Self { sender, mut place, turns, .. } = self;
         let (parts, body) = request.into_parts();
         let head = head(parts.clone());
         let end = body.is_end_stream();
         let repeatable = reused && is_repeatable(&parts.method, &body);
+        place.take_turn(turns).await;
         let opened = match sender.ready().await {
             Ok(mut sender) => sender.send_request(head, end),
             Err(error) => Err(error),
