@@ -55,12 +55,19 @@ impl HttpServices {
     }
 
     /// Sends a request to one of the services. If nothing of it can have been processed there, another one gets it,
-    /// each once. `host` is what the service sees as Host, for `matchSNItoHost`.
+    /// each once. `host` is what the service sees as Host, for `matchSNItoHost`. When `late` completes, there is no
+    /// answer in time (headerTimeout): that is the service's failure, and nobody else is asked.
     ///
     /// # Errors
     ///
     /// That of the last service tried; no answer was begun.
-    pub async fn send(&self, request: BoxedRequest, host: &str, websocket: bool) -> Result<Reply, Error> {
+    pub async fn send(
+        &self,
+        request: BoxedRequest,
+        host: &str,
+        websocket: bool,
+        mut late: impl Future<Output = ()> + Unpin,
+    ) -> Result<Reply, Error> {
         let mut request = request;
         let mut tried = Vec::new();
         let mut last = None;
@@ -68,7 +75,12 @@ impl HttpServices {
             if last.is_some() {
                 self.metrics.retried(Retry::OtherService);
             }
-            match self.services[index].origin.send(request, host, websocket).await {
+            let sent = tokio::select! {
+                biased;
+                sent = self.services[index].origin.send(request, host, websocket) => sent,
+                () = &mut late => Err(Failed { error: Error::TimedOut("answer (headerTimeout)"), unsent: None }),
+            };
+            match sent {
                 Ok(reply) => {
                     in_flight.answered();
                     return Ok(reply.holding(in_flight));

@@ -94,8 +94,8 @@ pub(super) async fn forward(
     };
     let request = Box::new(to_service(head, host, body, proxy, route, origin.may_speak_h2()));
     let reply = {
-        let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket);
         let late = Timer::after_request(limits.header_timeout, told.clone());
+        let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket, late);
         tokio::select! {
             biased;
             reply = sending => reply,
@@ -104,7 +104,6 @@ pub(super) async fn forward(
                 return;
             }
             () = &mut overdue => Err(Error::TimedOut(REQUEST_TIMEOUT)),
-            () = late => Err(Error::TimedOut("answer (headerTimeout)")),
         }
     };
     match reply {
