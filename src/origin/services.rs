@@ -9,10 +9,11 @@ use super::{
     dial::{Dialer, Target},
     http::{BoxedRequest, Failed, HttpOrigin, Reply},
     io::OriginIo,
+    proxy_protocol::{self, Source},
     request_body::RequestBody,
 };
 use crate::{
-    config::HealthCheck,
+    config::{HealthCheck, ProxyProtocol},
     metrics::{OriginMetrics, Retry},
     telemetry::Chain,
 };
@@ -182,19 +183,32 @@ impl HttpService {
 }
 
 impl Targets {
-    /// Connects to one of them, or to another if that fails, each once.
+    /// Connects to one of them, or to another if that fails, each once. With `announced` the PROXY header is part of
+    /// it.
     ///
     /// # Errors
     ///
     /// As [`Dialer::connect`], of the last one tried.
-    pub async fn connect(&self, dialer: &Dialer) -> Result<(OriginIo, InFlight), Error> {
+    pub async fn connect(
+        &self,
+        dialer: &Dialer,
+        announced: Option<(ProxyProtocol, Option<Source>)>,
+    ) -> Result<(OriginIo, InFlight), Error> {
         let mut tried = Vec::new();
         let mut last = None;
         while let Some((index, in_flight)) = self.balance.choose(&tried) {
             if last.is_some() {
                 self.metrics.retried(Retry::OtherService);
             }
-            match dialer.connect(&self.targets[index]).await {
+            let connected = async {
+                let mut io = dialer.connect(&self.targets[index]).await?;
+                if let Some((version, source)) = announced {
+                    let peer = io.peer();
+                    proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
+                }
+                Ok(io)
+            };
+            match connected.await {
                 Ok(io) => {
                     in_flight.answered();
                     return Ok((io, in_flight));

@@ -176,6 +176,20 @@ async fn byte_service_ends(over: Over) {
     lab.finish().await;
 }
 
+async fn byte_service_breaks(over: Over) {
+    let service = scripted(|mut peer| async move {
+        peer.some().await;
+        // Without lingering a close is a reset.
+        socket2::SockRef::from(&peer.io).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    });
+    let lab = Lab::start(over, &rule(format!("tcp://{}", service.await))).await;
+    let (mut socket, _) = open(&lab).await.unwrap();
+    socket.send(Message::binary(&b"break"[..])).await.unwrap();
+    let Some(Message::Close(Some(close))) = next(&mut socket).await else { panic!("no close frame") };
+    assert_eq!(close.code, CloseCode::Error);
+    lab.finish().await;
+}
+
 async fn last_words(over: Over) {
     let (told, mut heard) = tokio::sync::mpsc::channel(1);
     let service = scripted(move |mut peer| {
@@ -301,6 +315,7 @@ async fn over_h2(over: Over) {
 }
 
 over_both! {
+    a_reset_by_a_byte_service_closes_the_websocket_with_an_error => byte_service_breaks,
     a_websocket_opens_where_the_service_prefers_http2 => beside_http2,
     the_handshake_is_the_services_own_and_nothing_behind_it_is_lost => handshake,
     pings_and_close_frames_pass_both_ways => control,
