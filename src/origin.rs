@@ -153,7 +153,7 @@ impl Origin {
     ) -> Result<Self, tls::Error> {
         let options = &rule.origin;
         let dialer = Dialer {
-            connect_timeout: options.connect_timeout,
+            connect_timeout: dial::limit(options.connect_timeout),
             keep_alive: options.tcp_keep_alive,
             race: !options.no_happy_eyeballs,
             forbidden: forbidden.clone(),

@@ -9,7 +9,7 @@ use tokio_rustls::TlsConnector;
 pub use super::reply::{Reply, ReplyBody};
 use super::{
     Error,
-    dial::{Dialer, Target},
+    dial::{Dialer, Target, limit},
     http1::{self, GiveBack, H1},
     http2::{Found, Shared, Unanswered},
     io::OriginIo,
@@ -113,7 +113,12 @@ impl HttpOrigin {
         Self {
             dialer,
             target,
-            tls: tls.map(|config| Tls { http1: http1_only(&config), config, timeout: options.tls_timeout, name }),
+            tls: tls.map(|config| Tls {
+                http1: http1_only(&config),
+                config,
+                timeout: limit(options.tls_timeout),
+                name,
+            }),
             h2c,
             pool: Arc::new(Pool::new(keep_alive_connections, options.keep_alive_timeout)),
             shared: Shared::new(options.keep_alive_timeout),
