@@ -230,7 +230,7 @@ mod tests {
             socket.connect("198.51.100.1:9").ok()?;
             Some(socket.local_addr().ok()?.ip())
         };
-        let address = SocketAddr::new(outward().unwrap_or(IpAddr::from([127, 0, 0, 2])), port);
+        let address = SocketAddr::new(outward().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2))), port);
         dialer(&[]).address(address).await.unwrap();
         dialer(&["0.0.0.0:1"]).address(address).await.unwrap();
         for own in [format!("0.0.0.0:{port}"), format!("[::]:{port}")] {
