@@ -88,9 +88,9 @@ pub enum Error {
     /// The request's body ended before its end: the visitor broke it off, or it is too long.
     #[error("{0}")]
     Body(#[source] BodyError),
-    /// A body without a length where the rule forbids chunks.
-    #[error("a body of unknown length, and disableChunkedEncoding is on")]
-    LengthRequired,
+    /// The Host cannot be the authority of a request in HTTP/2.
+    #[error("{0:?} is no authority")]
+    Authority(HeaderValue),
 }
 
 impl Error {
@@ -106,7 +106,7 @@ impl Error {
             Self::Http(_) | Self::Http2(_) | Self::Broken(_) | Self::Body(BodyError::Visitor(_)) => {
                 Code::OriginProtocol
             }
-            Self::LengthRequired => Code::LengthRequired,
+            Self::Authority(_) => Code::RequestInvalid,
         }
     }
 }
@@ -115,10 +115,12 @@ impl Error {
     /// Whether the service is to blame, so that it counts against its health.
     fn is_of_service(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::TimedOut(_) | Self::Tls(_) | Self::Http2(_) | Self::Broken(_) => true,
+            Self::Unreachable(_) | Self::TimedOut(_) | Self::Tls(_) | Self::Broken(_) => true,
+            // Said by the service, or found in what it said; the rest is what h2 would not send for us.
+            Self::Http2(error) => error.is_io() || error.is_remote() || error.is_library(),
             // hyper tells of the request's body in its own words, with ours behind.
             Self::Http(error) => !std::error::Error::source(error).is_some_and(|cause| cause.is::<BodyError>()),
-            Self::Forbidden(_) | Self::ServerName(_) | Self::Body(_) | Self::LengthRequired => false,
+            Self::Forbidden(_) | Self::ServerName(_) | Self::Body(_) | Self::Authority(_) => false,
         }
     }
 }
@@ -151,7 +153,7 @@ impl Origin {
     ) -> Result<Self, tls::Error> {
         let options = &rule.origin;
         let dialer = Dialer {
-            connect_timeout: options.connect_timeout,
+            connect_timeout: dial::limit(options.connect_timeout),
             keep_alive: options.tcp_keep_alive,
             race: !options.no_happy_eyeballs,
             forbidden: forbidden.clone(),

@@ -42,10 +42,15 @@ impl Target {
     }
 }
 
+/// A configured limit; 0 means none, for which a year stands.
+pub fn limit(configured: Duration) -> Duration {
+    if configured.is_zero() { Duration::from_secs(365 * 24 * 60 * 60) } else { configured }
+}
+
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct Dialer {
-    /// Bound on look-up and connecting together.
+    /// Bound on look-up and connecting together; see [`limit`].
     pub connect_timeout: Duration,
     /// Idle time before the kernel probes a silent peer.
     pub keep_alive: Duration,
@@ -100,6 +105,9 @@ impl Dialer {
             return Err(Error::Forbidden(address));
         }
         let stream = TcpStream::connect(address).await.map_err(Error::Unreachable)?;
+        if self.is_own_wildcard(&stream) {
+            return Err(Error::Forbidden(address));
+        }
         let _ = stream.set_nodelay(true);
         if !self.keep_alive.is_zero() {
             let keep_alive = TcpKeepalive::new().with_time(self.keep_alive).with_interval(self.keep_alive);
@@ -116,6 +124,14 @@ impl Dialer {
                     // A wildcard listener answers on every address of the machine, loopback being the one known here.
                     || (own.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified())))
         })
+    }
+
+    /// Whether the connection leads to a wildcard listener of ours by one of the machine's own addresses, which nobody
+    /// knows before: between two ends on one machine the kernel puts the same address on both.
+    fn is_own_wildcard(&self, stream: &TcpStream) -> bool {
+        let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return false };
+        let wildcard = |own: &SocketAddr| own.port() == peer.port() && own.ip().to_canonical().is_unspecified();
+        local.ip().to_canonical() == peer.ip().to_canonical() && self.forbidden.iter().any(wildcard)
     }
 
     /// The first address that connects.
@@ -201,6 +217,26 @@ mod tests {
             assert!(dialer.is_forbidden(address.parse().unwrap()), "{address}");
         }
         assert!(!dialer.is_forbidden("127.0.0.1:8080".parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn our_own_wildcard_listener_is_not_reached_by_the_machines_other_addresses() {
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // The address that would be used towards a documentation address; nothing is sent. Without any route all that
+        // is left is loopback.
+        let outward = || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+            socket.connect("198.51.100.1:9").ok()?;
+            Some(socket.local_addr().ok()?.ip())
+        };
+        let address = SocketAddr::new(outward().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2))), port);
+        dialer(&[]).address(address).await.unwrap();
+        dialer(&["0.0.0.0:1"]).address(address).await.unwrap();
+        for own in [format!("0.0.0.0:{port}"), format!("[::]:{port}")] {
+            let refused = dialer(&[&own]).address(address).await;
+            assert!(matches!(refused, Err(Error::Forbidden(_))), "{address}: {refused:?}");
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use tokio_rustls::TlsConnector;
 pub use super::reply::{Reply, ReplyBody};
 use super::{
     Error,
-    dial::{Dialer, Target},
+    dial::{Dialer, Target, limit},
     http1::{self, GiveBack, H1},
     http2::{Found, Shared, Unanswered},
     io::OriginIo,
@@ -43,6 +43,8 @@ pub struct HttpOrigin {
 #[derive(Debug)]
 struct Tls {
     config: Arc<ClientConfig>,
+    /// For WebSockets, which need HTTP/1.1: a service that prefers HTTP/2 would choose that where it is offered.
+    http1: Arc<ClientConfig>,
     timeout: Duration,
     name: NameRule,
 }
@@ -111,7 +113,12 @@ impl HttpOrigin {
         Self {
             dialer,
             target,
-            tls: tls.map(|config| Tls { config, timeout: options.tls_timeout, name }),
+            tls: tls.map(|config| Tls {
+                http1: http1_only(&config),
+                config,
+                timeout: limit(options.tls_timeout),
+                name,
+            }),
             h2c,
             pool: Arc::new(Pool::new(keep_alive_connections, options.keep_alive_timeout)),
             shared: Shared::new(options.keep_alive_timeout),
@@ -182,7 +189,7 @@ impl HttpOrigin {
                 Pooled::Nobody(request) => request,
             };
             let source = request.extensions().get::<Source>().copied();
-            let io = match Box::pin(self.dial(name.as_ref(), source)).await {
+            let io = match Box::pin(self.dial(name.as_ref(), source, websocket)).await {
                 Ok(io) => io,
                 // A full connection is better than none.
                 Err(error) => match self.shared.busy(name.as_ref()).filter(|_| speaks_h2) {
@@ -268,14 +275,19 @@ impl HttpOrigin {
         name.map(Some).map_err(Error::ServerName)
     }
 
-    async fn dial(&self, name: Option<&ServerName<'static>>, source: Option<Source>) -> Result<OriginIo, Error> {
+    async fn dial(
+        &self,
+        name: Option<&ServerName<'static>>,
+        source: Option<Source>,
+        websocket: bool,
+    ) -> Result<OriginIo, Error> {
         let mut io = self.dialer.connect(&self.target).await?;
         if let Some(version) = self.proxy_protocol {
             let peer = io.peer();
             proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
         }
         let (Some(tls), Some(name)) = (&self.tls, name) else { return Ok(io) };
-        let connector = TlsConnector::from(tls.config.clone());
+        let connector = TlsConnector::from(if websocket { tls.http1.clone() } else { tls.config.clone() });
         let handshake = async {
             Ok(match io {
                 OriginIo::Tcp(tcp) => OriginIo::TcpTls(Box::new(connector.connect(name.clone(), tcp).await?)),
@@ -288,6 +300,16 @@ impl HttpOrigin {
             Err(_) => Err(Error::TimedOut("TLS handshake")),
         }
     }
+}
+
+/// The same without an offer of HTTP/2.
+fn http1_only(config: &Arc<ClientConfig>) -> Arc<ClientConfig> {
+    if config.alpn_protocols.is_empty() {
+        return config.clone();
+    }
+    let mut config = ClientConfig::clone(config);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
 }
 
 /// A server name, or the text that cannot be one.

@@ -154,9 +154,9 @@ impl H1 {
             let head = Response::from_parts(parts, ());
             return Ok(Reply::Upgraded { head, io: io.into_inner().io, first: read_buf, in_flight: None });
         }
-        Ok(Reply::Response(
-            response.map(|incoming| ReplyBody::http1(Driven { incoming, connection: this, give_back, ended: false })),
-        ))
+        Ok(Reply::Response(response.map(|incoming| {
+            ReplyBody::http1(Driven { incoming, connection: this, broke: None, give_back, ended: false })
+        })))
     }
 }
 
@@ -165,6 +165,8 @@ impl H1 {
 pub(super) struct Driven {
     incoming: Incoming,
     connection: Option<Box<H1>>,
+    /// Why it ended while nobody took the answer.
+    broke: Option<hyper::Error>,
     give_back: GiveBack,
     ended: bool,
 }
@@ -183,16 +185,17 @@ impl Driven {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         // The body asks for data first, so that the connection, polled second, sees the wish and fills it.
         let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
-        if frame.is_pending()
-            && let Some(connection) = &mut self.connection
-        {
-            if let Poll::Ready(outcome) = connection.connection.poll_without_shutdown(cx) {
-                self.connection = None;
-                if let Err(error) = outcome {
-                    return Poll::Ready(Some(Err(error)));
-                }
+        if frame.is_pending() && self.connection.is_some() {
+            self.poll_upload(cx);
+            if self.broke.is_none() {
+                frame = Pin::new(&mut self.incoming).poll_frame(cx);
             }
-            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        }
+        // What had arrived before it broke was told first.
+        if !matches!(frame, Poll::Ready(Some(Ok(_)) | None))
+            && let Some(error) = self.broke.take()
+        {
+            return Poll::Ready(Some(Err(error)));
         }
         if let Poll::Ready(None) = frame
             && !self.ended
@@ -201,6 +204,18 @@ impl Driven {
             self.finish();
         }
         frame
+    }
+
+    /// Drives the connection: sends on what is left of the request. Of the answer it reads no more than one piece ahead,
+    /// so that it may be polled while nobody takes that.
+    pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Some(connection) = &mut self.connection
+            && let Poll::Ready(outcome) = connection.connection.poll_without_shutdown(cx)
+        {
+            self.connection = None;
+            // Told with the next frame.
+            self.broke = outcome.err();
+        }
     }
 
     /// Puts the connection into the pool if it is ready for another request.

@@ -1,7 +1,7 @@
 //! HTTP/2 to a service: connections shared by all requests for a name, each driven by a task of its own.
 //!
-//! One connection suffices until its streams are all in use (`SETTINGS_MAX_CONCURRENT_STREAMS`); then another is
-//! opened, up to [`MOST_CONNECTIONS`].
+//! One connection suffices until its streams are all in use (`SETTINGS_MAX_CONCURRENT_STREAMS`, but at most
+//! [`MOST_STREAMS`]); then another is opened, up to [`MOST_CONNECTIONS`]. When all are full a request waits.
 
 mod stream;
 
@@ -19,7 +19,10 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use rustls::pki_types::ServerName;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::Instant,
+};
 
 use super::{Error, io::OriginIo};
 pub(super) use stream::{H2Body, Unanswered};
@@ -28,6 +31,12 @@ pub(super) use stream::{H2Body, Unanswered};
 const MOST_NAMES: usize = 256;
 /// Connections for one name.
 const MOST_CONNECTIONS: usize = 8;
+/// What a service may send on a stream before the visitor has taken it: 256 KiB, in flight at 1 ms as fast as 2 Gbit/s.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// Streams of one connection at a time.
+const MOST_STREAMS: usize = 128;
+/// As much as all its streams together may hold (32 MiB): visitors who do not read never stop the answers of others.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MOST_STREAMS as u32;
 /// What h2 says before the peer's settings are known; without a limit in them it says `usize::MAX`.
 const UNKNOWN: usize = usize::MAX - 1;
 /// A peer whose settings are not here by then is taken to allow one stream.
@@ -54,6 +63,8 @@ struct Connections {
 struct Connection {
     sender: SendRequest<Bytes>,
     load: Arc<Mutex<Load>>,
+    /// Of [`MOST_STREAMS`]; who gets none waits, however many the peer would take.
+    turns: Arc<Semaphore>,
     peer: Option<IpAddr>,
     id: u64,
 }
@@ -83,15 +94,27 @@ pub(super) struct Opening<'a> {
 pub(super) struct Stream {
     sender: SendRequest<Bytes>,
     place: Place,
+    turns: Arc<Semaphore>,
     id: u64,
 }
 
 #[derive(Debug)]
-struct Place(Arc<Mutex<Load>>);
+struct Place {
+    load: Arc<Mutex<Load>>,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// Waits until the connection has fewer than [`MOST_STREAMS`].
+    async fn take_turn(&mut self, turns: Arc<Semaphore>) {
+        // Never closed.
+        self.turn = turns.acquire_owned().await.ok();
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
         load.streams -= 1;
         load.since = Instant::now();
     }
@@ -161,8 +184,8 @@ impl Shared {
     ) -> Result<Stream, Error> {
         let peer = io.peer().map(|addr| addr.ip().to_canonical());
         let shaken = h2::client::Builder::new()
-            .initial_window_size(1 << 20)
-            .initial_connection_window_size(8 << 20)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(1 << 20)
             .initial_max_send_streams(UNKNOWN)
             .max_send_buffer_size(1 << 20)
@@ -198,7 +221,8 @@ impl Shared {
         }
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let load = Arc::new(Mutex::new(Load { streams: 0, since: Instant::now() }));
-        let connection = Connection { sender, load, peer, id: NEXT.fetch_add(1, Ordering::Relaxed) };
+        let turns = Arc::new(Semaphore::new(MOST_STREAMS));
+        let connection = Connection { sender, load, turns, peer, id: NEXT.fetch_add(1, Ordering::Relaxed) };
         let stream = connection.stream();
         let mut names = self.lock();
         let connections = names.entry(name.cloned()).or_default();
@@ -250,14 +274,15 @@ impl Connection {
     fn has_room(&self) -> bool {
         let most = match self.sender.current_max_send_streams() {
             UNKNOWN => 1,
-            most => most,
+            most => most.min(MOST_STREAMS),
         };
         self.streams() < most
     }
 
     fn stream(&self) -> Stream {
         self.load.lock().unwrap_or_else(PoisonError::into_inner).streams += 1;
-        Stream { sender: self.sender.clone(), place: Place(self.load.clone()), id: self.id }
+        let place = Place { load: self.load.clone(), turn: None };
+        Stream { sender: self.sender.clone(), place, turns: self.turns.clone(), id: self.id }
     }
 }
 

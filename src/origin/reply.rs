@@ -79,8 +79,9 @@ impl ReplyBody {
     /// visitor who reads when everything is written would wait for ever.
     pub async fn send_on(&mut self) {
         std::future::poll_fn(|cx| {
-            if let Over::Http2(body) = &mut self.over {
-                body.poll_upload(cx);
+            match &mut self.over {
+                Over::Http1(driven) => driven.poll_upload(cx),
+                Over::Http2(body) => body.poll_upload(cx),
             }
             Poll::<()>::Pending
         })

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::watch;
 
@@ -141,7 +141,7 @@ impl RequestBody {
     }
 
     /// Puts what was read from it in front again.
-    pub(super) fn unread(self, read: VecDeque<Bytes>) -> Self {
+    pub fn unread(self, read: VecDeque<Bytes>) -> Self {
         if read.is_empty() { self } else { Self::Again { first: read, rest: Box::new(self) } }
     }
 
@@ -178,11 +178,47 @@ impl RequestBody {
     }
 }
 
+/// Whether a field tells of the visitor's address: `Forwarded`, `X-Forwarded`, `X-Forwarded-*` and `X-Real-IP`. To many
+/// services `_` and `-` are one, so both spellings count.
+pub fn is_of_address(name: &HeaderName) -> bool {
+    let name = name.as_str().replace('_', "-");
+    name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded")
+}
+
 /// A visitor's trailers without what only an edge or a connector may say: some services merge trailers into heads.
 fn of_visitor(mut trailers: HeaderMap) -> HeaderMap {
-    let forged: Vec<_> = trailers.keys().filter(|name| name.as_str().starts_with("cf-")).cloned().collect();
+    let forged = |name: &&HeaderName| is_of_address(name) || name.as_str().replace('_', "-").starts_with("cf-");
+    let forged: Vec<_> = trailers.keys().filter(forged).cloned().collect();
     for name in forged {
         trailers.remove(name);
     }
     trailers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trailers_say_nothing_that_only_an_edge_may_say_in_any_spelling() {
+        let mut trailers = HeaderMap::new();
+        for name in [
+            "cf-ray",
+            "cf_connecting_ip",
+            "x-forwarded-for",
+            "x_forwarded-host",
+            "x-forwarded",
+            "x-real-ip",
+            "x_real_ip",
+            "forwarded",
+            "x-sum",
+            "cfg",
+        ] {
+            trailers.insert(HeaderName::from_static(name), http::HeaderValue::from_static("1"));
+        }
+        let left = of_visitor(trailers);
+        let mut left: Vec<_> = left.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["cfg", "x-sum"]);
+    }
 }

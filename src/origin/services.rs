@@ -9,10 +9,11 @@ use super::{
     dial::{Dialer, Target},
     http::{BoxedRequest, Failed, HttpOrigin, Reply},
     io::OriginIo,
+    proxy_protocol::{self, Source},
     request_body::RequestBody,
 };
 use crate::{
-    config::HealthCheck,
+    config::{HealthCheck, ProxyProtocol},
     metrics::{OriginMetrics, Retry},
     telemetry::Chain,
 };
@@ -55,12 +56,19 @@ impl HttpServices {
     }
 
     /// Sends a request to one of the services. If nothing of it can have been processed there, another one gets it,
-    /// each once. `host` is what the service sees as Host, for `matchSNItoHost`.
+    /// each once. `host` is what the service sees as Host, for `matchSNItoHost`. When `late` completes, there is no
+    /// answer in time (headerTimeout): that is the service's failure, and nobody else is asked.
     ///
     /// # Errors
     ///
     /// That of the last service tried; no answer was begun.
-    pub async fn send(&self, request: BoxedRequest, host: &str, websocket: bool) -> Result<Reply, Error> {
+    pub async fn send(
+        &self,
+        request: BoxedRequest,
+        host: &str,
+        websocket: bool,
+        mut late: impl Future<Output = ()> + Unpin,
+    ) -> Result<Reply, Error> {
         let mut request = request;
         let mut tried = Vec::new();
         let mut last = None;
@@ -68,7 +76,12 @@ impl HttpServices {
             if last.is_some() {
                 self.metrics.retried(Retry::OtherService);
             }
-            match self.services[index].origin.send(request, host, websocket).await {
+            let sent = tokio::select! {
+                biased;
+                sent = self.services[index].origin.send(request, host, websocket) => sent,
+                () = &mut late => Err(Failed { error: Error::TimedOut("answer (headerTimeout)"), unsent: None }),
+            };
+            match sent {
                 Ok(reply) => {
                     in_flight.answered();
                     return Ok(reply.holding(in_flight));
@@ -170,19 +183,32 @@ impl HttpService {
 }
 
 impl Targets {
-    /// Connects to one of them, or to another if that fails, each once.
+    /// Connects to one of them, or to another if that fails, each once. With `announced` the PROXY header is part of
+    /// it.
     ///
     /// # Errors
     ///
     /// As [`Dialer::connect`], of the last one tried.
-    pub async fn connect(&self, dialer: &Dialer) -> Result<(OriginIo, InFlight), Error> {
+    pub async fn connect(
+        &self,
+        dialer: &Dialer,
+        announced: Option<(ProxyProtocol, Option<Source>)>,
+    ) -> Result<(OriginIo, InFlight), Error> {
         let mut tried = Vec::new();
         let mut last = None;
         while let Some((index, in_flight)) = self.balance.choose(&tried) {
             if last.is_some() {
                 self.metrics.retried(Retry::OtherService);
             }
-            match dialer.connect(&self.targets[index]).await {
+            let connected = async {
+                let mut io = dialer.connect(&self.targets[index]).await?;
+                if let Some((version, source)) = announced {
+                    let peer = io.peer();
+                    proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
+                }
+                Ok(io)
+            };
+            match connected.await {
                 Ok(io) => {
                     in_flight.answered();
                     return Ok((io, in_flight));

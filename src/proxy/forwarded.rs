@@ -7,7 +7,7 @@ use std::{fmt::Write, net::IpAddr};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::config::Forwarded;
+use crate::{config::Forwarded, origin::request_body::is_of_address};
 
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -61,13 +61,9 @@ pub(super) fn apply(policy: Forwarded, headers: &mut HeaderMap, host: &HeaderVal
     }
 }
 
-/// Every name of the family. To many services `_` and `-` are one, so both spellings go.
+/// Every name of the family.
 fn strip(headers: &mut HeaderMap) {
-    let family = |name: &&HeaderName| {
-        let name = name.as_str().replace('_', "-");
-        name == "forwarded" || name == "x-real-ip" || name.starts_with("x-forwarded-")
-    };
-    let family: Vec<_> = headers.keys().filter(family).cloned().collect();
+    let family: Vec<_> = headers.keys().filter(|name| is_of_address(name)).cloned().collect();
     for name in family {
         headers.remove(name);
     }
@@ -179,7 +175,8 @@ mod tests {
         lines
     }
 
-    const FORGED: [(&str, &str); 10] = [
+    const FORGED: [(&str, &str); 11] = [
+        ("x-forwarded", "forged"),
         ("x-forwarded-for", "forged"),
         ("x_forwarded_for", "forged"),
         ("x-forwarded-for", "9.9.9.9"),

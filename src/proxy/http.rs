@@ -36,23 +36,40 @@ pub(super) async fn forward(
     route: &Route,
     origin: &HttpServices,
     record: &mut Record<'_>,
-    head: RequestHead,
+    mut head: RequestHead,
     mut responder: Responder,
-    recv: Recv,
+    mut recv: Recv,
 ) {
     if head.method == Method::CONNECT {
         return refuse(record, responder, Code::RequestInvalid).await;
+    }
+    let limits = &route.limiter.limits;
+    let mut overdue = Timer::start(limits.request_timeout);
+    let mut first = Bytes::new();
+    if is_doubtful(&head) {
+        let begun = tokio::select! {
+            biased;
+            begun = begin(&mut recv) => begun,
+            () = responder.gone() => return record.visitor_left(),
+            () = &mut overdue => {
+                record.because(Error::TimedOut(REQUEST_TIMEOUT));
+                return refuse(record, responder, Code::OriginTimeout).await;
+            }
+        };
+        match begun {
+            Ok(Some(bytes)) => first = bytes,
+            Ok(None) => head.body = BodyLength::None,
+            Err(_) => return record.visitor_left(),
+        }
     }
     if route.no_chunks && head.body == BodyLength::Unknown {
         // Without chunks and without a length the body would be read as the next request.
         return refuse(record, responder, Code::LengthRequired).await;
     }
-    let limits = &route.limiter.limits;
     let most = limits.max_body_bytes.unwrap_or(u64::MAX);
     if matches!(head.body, BodyLength::Known(length) if length > most) {
         return refuse(record, responder, Code::BodyTooLarge).await;
     }
-    let mut overdue = Timer::start(limits.request_timeout);
     let websocket = head.websocket;
     let is_head = head.method == Method::HEAD;
     let host = route.host_header.clone().unwrap_or_else(|| head.host.clone());
@@ -66,12 +83,19 @@ pub(super) async fn forward(
             record.received = length;
             (RequestBody::stream(recv, Some(length), length), None)
         }
-        BodyLength::Unknown => (RequestBody::stream(recv, None, most), None),
+        BodyLength::Unknown => {
+            let Some(left) = most.checked_sub(first.len() as u64) else {
+                return refuse(record, responder, Code::BodyTooLarge).await;
+            };
+            let (body, told) = RequestBody::stream(recv, None, left);
+            let read = (!first.is_empty()).then_some(first);
+            ((body.unread(read.into_iter().collect()), told), None)
+        }
     };
     let request = Box::new(to_service(head, host, body, proxy, route, origin.may_speak_h2()));
     let reply = {
-        let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket);
         let late = Timer::after_request(limits.header_timeout, told.clone());
+        let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket, late);
         tokio::select! {
             biased;
             reply = sending => reply,
@@ -80,7 +104,6 @@ pub(super) async fn forward(
                 return;
             }
             () = &mut overdue => Err(Error::TimedOut(REQUEST_TIMEOUT)),
-            () = late => Err(Error::TimedOut("answer (headerTimeout)")),
         }
     };
     match reply {
@@ -124,6 +147,21 @@ pub(super) async fn forward(
     }
 }
 
+/// Whether there may be a body although the method hardly ever has one and nothing but the open stream says so.
+fn is_doubtful(head: &RequestHead) -> bool {
+    head.body == BodyLength::Unknown && !head.websocket && matches!(head.method, Method::GET | Method::HEAD)
+}
+
+/// The first bytes of a body, `None` if there are none.
+async fn begin(recv: &mut Recv) -> Result<Option<Bytes>, StreamError> {
+    loop {
+        match recv.chunk().await {
+            Ok(Some(bytes)) if bytes.is_empty() => {}
+            begun => return begun,
+        }
+    }
+}
+
 fn to_service(
     head: RequestHead,
     host: HeaderValue,
@@ -141,6 +179,10 @@ fn to_service(
     match length {
         BodyLength::Known(length) if !websocket => {
             headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        // hyper takes these methods to have no body unless they say so; HTTP/2 drops it again.
+        BodyLength::Unknown if !websocket && matches!(method, Method::GET | Method::HEAD) => {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         _ => {}
     }

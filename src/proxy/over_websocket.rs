@@ -31,7 +31,7 @@ use crate::{
         balance::InFlight,
         dial::{Dialer, Target},
         io::OriginIo,
-        proxy_protocol::{self, Source},
+        proxy_protocol::Source,
     },
     telemetry::Chain,
     transport::{Recv, Responder, Send},
@@ -119,11 +119,9 @@ impl Service<'_> {
     async fn dial(&self, head: &RequestHead) -> Result<Dialled, Failure> {
         match self.destination {
             Destination::Fixed(targets) => {
-                let (mut io, in_flight) = targets.connect(self.dialer).await?;
-                if let Some(version) = self.route.proxy_protocol {
-                    let (source, peer) = (forwarded::visitor(&head.headers).map(Source), io.peer());
-                    proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
-                }
+                let source = || forwarded::visitor(&head.headers).map(Source);
+                let announced = self.route.proxy_protocol.map(|version| (version, source()));
+                let (io, in_flight) = targets.connect(self.dialer, announced).await?;
                 Ok(match self.route.socks {
                     true => Dialled::Socks(Some((io, in_flight))),
                     false => Dialled::Connected(io, Some(in_flight)),
@@ -263,7 +261,6 @@ async fn relay(record: &mut Record<'_>, service: OriginIo, mut inbound: Inbound,
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
     let to_visitor = async {
         let mut buffer = BytesMut::new();
-        let mut reading = true;
         let mut ping = tokio::time::interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         loop {
             if buffer.capacity() < MAX_HEADER + READ {
@@ -272,7 +269,7 @@ async fn relay(record: &mut Record<'_>, service: OriginIo, mut inbound: Inbound,
             // Room for the frame header in front, so that payload and header leave as one piece without a copy.
             buffer.resize(MAX_HEADER, 0);
             tokio::select! {
-                read = reader.read_buf(&mut buffer), if reading => match read {
+                read = reader.read_buf(&mut buffer) => match read {
                     Ok(n) if n > 0 => {
                         sent.fetch_add(n as u64, Ordering::Relaxed);
                         let header = Encoder::server().header(Opcode::Binary, true, n);
@@ -289,7 +286,11 @@ async fn relay(record: &mut Record<'_>, service: OriginIo, mut inbound: Inbound,
                         close(&mut send, 1000).await;
                         return;
                     }
-                    Err(_) => reading = false,
+                    // The visitor must hear that this is no orderly end.
+                    Err(_) => {
+                        close(&mut send, 1011).await;
+                        return;
+                    }
                 },
                 control = controls.recv() => {
                     let Some((frame, last)) = control else { return };

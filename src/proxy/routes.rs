@@ -9,7 +9,11 @@ use crate::{
     config::{Forwarded, Ingress, IpRules, ProxyProtocol, ProxyType, WarpRouting},
     ingress::{Pattern, Table},
     metrics::{Generation, Metrics, RuleMetrics},
-    origin::{Origin, dial::Dialer, resolve::Resolver},
+    origin::{
+        Origin,
+        dial::{Dialer, limit},
+        resolve::Resolver,
+    },
     tls,
 };
 
@@ -83,7 +87,7 @@ impl Routes {
             ingress: ingress.unwrap_or_else(Ingress::unconfigured),
             version,
             warp_dialer: Dialer {
-                connect_timeout: warp.connect_timeout,
+                connect_timeout: limit(warp.connect_timeout),
                 keep_alive: warp.tcp_keep_alive,
                 race: false,
                 forbidden: forbidden.clone(),

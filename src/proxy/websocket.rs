@@ -161,6 +161,8 @@ pub(super) async fn pass(
                 () = drain.begun(), if lane.open() => Ok(usize::MAX),
                 () = send.stopped() => return Ended::Broken,
             };
+            // So that a flood in one direction leaves the other its turns.
+            tokio::task::coop::consume_budget().await;
             chunk = match read {
                 Ok(0) => return Ended::HungUp,
                 Ok(_) => buffer.split().freeze(),
@@ -197,6 +199,7 @@ pub(super) async fn pass(
                 next = recv.chunk() => next,
                 () = drain.begun(), if lane.open() => Ok(Some(Bytes::new())),
             };
+            tokio::task::coop::consume_budget().await;
             chunk = match next {
                 Ok(Some(next)) => next,
                 Ok(None) => return Ended::HungUp,

@@ -103,6 +103,20 @@ async fn ejected(over: Over) {
     lab.finish().await;
 }
 
+/// A service that hangs is as good as dead, if the rule says for how long one may be silent.
+async fn hanging(over: Over) {
+    let addr = scripted(|mut peer| async move {
+        peer.request().await;
+        peer.ended().await;
+    })
+    .await;
+    let more = "    health: { ejectAfter: 1 }\n    limits: { headerTimeout: 300ms }\n";
+    let lab = Lab::start(over, &format!("ingress:\n  - service: {}\n{more}", url(addr))).await;
+    assert_eq!(lab.get("/").await.code(), Some("origin-timeout"));
+    assert!(says(&lab.metrics, "adit_origin_healthy{rule=\"0\",service=\"0\"} 0"));
+    lab.finish().await;
+}
+
 async fn all_out(over: Over) {
     let (first, second) = (closed(), closed());
     let health = "    health: { ejectAfter: 1 }\n";
@@ -314,6 +328,7 @@ async fn checks_end_with_their_generation_of_rules_and_what_they_found_lives_on(
 }
 
 over_both! {
+    a_service_that_does_not_answer_in_time_is_taken_out => hanging,
     a_request_goes_to_another_service_when_one_cannot_be_reached => failover,
     a_service_that_fails_is_taken_out_and_shown => ejected,
     when_all_services_are_out_they_are_tried => all_out,

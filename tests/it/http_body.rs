@@ -20,7 +20,11 @@ use tokio::{
     sync::{Notify, mpsc},
 };
 
-use crate::harness::{Answer, LIMIT, Lab, Over, canned, mirror, over_both, read_head, rule, service};
+use crate::harness::{
+    Answer, LIMIT, Lab, Over, canned, mirror, over_both,
+    peer::{ok, replying},
+    read_head, rule, service,
+};
 
 const BIG: usize = 16 << 20;
 
@@ -137,6 +141,31 @@ async fn big_download(over: Over, framing: &'static str) {
     let known = framing.starts_with("Content-Length");
     assert_eq!(answer.header("content-length").is_some(), known);
     lab.finish().await;
+}
+
+/// A body that nothing announces but its chunks, with methods that hardly ever have one.
+async fn unannounced(over: Over) {
+    let (addr, _) = replying(|head, body| {
+        ok(format!("{} {:?} {}", head.method(), head.header("transfer-encoding"), String::from_utf8(body).unwrap()))
+    })
+    .await;
+    for forbidden in [false, true] {
+        let options = format!("    originRequest: {{ disableChunkedEncoding: {forbidden} }}\n");
+        let lab = Lab::start(over, &format!("{}{options}", rule(format!("http://{addr}")))).await;
+        let ask = async |method: &str, chunks: &str| {
+            let head = "HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
+            lab.raw(format!("{method} / {head}\r\n{chunks}0\r\n\r\n")).await
+        };
+        assert_eq!(ask("GET", "").await.text(), "GET None ");
+        let answer = ask("GET", "4\r\nbody\r\n").await;
+        if forbidden {
+            assert_eq!((answer.status, answer.code()), (411, Some("length-required")));
+        } else {
+            assert_eq!(answer.text(), "GET Some(\"chunked\") body");
+        }
+        assert_eq!(ask("HEAD", "").await.status, 200);
+        lab.finish().await;
+    }
 }
 
 async fn early_answer(over: Over) {
@@ -293,6 +322,7 @@ async fn a_thousand(over: Over) {
 }
 
 over_both! {
+    a_get_with_chunks_keeps_its_body_and_one_without_has_none => unannounced,
     sixteen_mebibytes_with_a_length_go_up_intact => big_upload,
     sixteen_mebibytes_in_chunks_go_up_intact => big_chunked_upload,
     sixteen_mebibytes_with_a_length_come_down_intact => |over| big_download(over, "Content-Length: 16777216\r\n"),

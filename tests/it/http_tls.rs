@@ -242,6 +242,13 @@ async fn h2_by_alpn(over: Over) {
     assert_eq!(handshakes.load(Ordering::SeqCst), 1);
 }
 
+async fn without_limits(over: Over) {
+    let identity = identity(&["127.0.0.1"], false, &[]);
+    let options = format!("{}, connectTimeout: 0s, tlsTimeout: 0s", pool(&identity.ca));
+    let answer = ask(over, format!("https://127.0.0.1:{}", secure(&identity).await.0), &options).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "hello"));
+}
+
 async fn h2_declined(over: Over) {
     let identity = identity(&["127.0.0.1"], false, &["http/1.1"]);
     let options = format!("{}, http2Origin: true", pool(&identity.ca));
@@ -255,6 +262,7 @@ async fn h2_with_prior_knowledge(over: Over) {
 }
 
 over_both! {
+    a_time_limit_of_zero_is_none => without_limits,
     a_certificate_of_an_unknown_authority_is_untrusted => untrusted,
     a_certificate_for_another_name_is_an_identity_failure => wrong_name,
     a_certificate_past_its_time_is_expired => expired,

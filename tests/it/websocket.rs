@@ -16,7 +16,7 @@ use tokio_tungstenite::{
 use crate::harness::{
     LIMIT, Lab, Over, background, canned, over_both,
     peer::{Peer, scripted},
-    rule,
+    rule, service,
 };
 
 pub(crate) const ASK: &str = "GET / HTTP/1.1\r\nHost: web.test\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
@@ -75,6 +75,35 @@ async fn control(over: Over) {
     socket.send(Message::Close(Some(close.clone()))).await.unwrap();
     assert_eq!(next(&mut socket).await, Some(Message::Close(Some(close))));
     assert_eq!(next(&mut socket).await, None);
+    lab.finish().await;
+}
+
+/// A service that speaks HTTP/2 to whoever offers it, and WebSocket to everybody else.
+async fn beside_http2(over: Over) {
+    let identity = crate::http_tls::identity(&["127.0.0.1"], false, &["h2", "http/1.1"]);
+    let acceptor = identity.acceptor.clone();
+    let addr = service(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                let _ = h2::server::handshake(stream).await;
+                return;
+            }
+            let Ok(mut socket) = tokio_tungstenite::accept_async(stream).await else { return };
+            while let Some(Ok(message)) = socket.next().await {
+                let _ = socket.send(message).await;
+            }
+        }
+    })
+    .await;
+    let options = format!("http2Origin: true, caPool: {}", identity.ca.display());
+    let yaml = format!("{}    originRequest: {{ {options} }}\n", rule(format!("https://{addr}")));
+    let lab = Lab::start(over, &yaml).await;
+    let (mut socket, _) = open(&lab).await.unwrap();
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(next(&mut socket).await, Some(Message::text("hello")));
+    drop(socket);
     lab.finish().await;
 }
 
@@ -144,6 +173,20 @@ async fn byte_service_ends(over: Over) {
     assert_eq!(next(&mut socket).await, Some(Message::binary(&b"goodbye"[..])));
     let Some(Message::Close(Some(close))) = next(&mut socket).await else { panic!("no close frame") };
     assert_eq!(close.code, CloseCode::Normal);
+    lab.finish().await;
+}
+
+async fn byte_service_breaks(over: Over) {
+    let service = scripted(|mut peer| async move {
+        peer.some().await;
+        // Without lingering a close is a reset.
+        socket2::SockRef::from(&peer.io).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    });
+    let lab = Lab::start(over, &rule(format!("tcp://{}", service.await))).await;
+    let (mut socket, _) = open(&lab).await.unwrap();
+    socket.send(Message::binary(&b"break"[..])).await.unwrap();
+    let Some(Message::Close(Some(close))) = next(&mut socket).await else { panic!("no close frame") };
+    assert_eq!(close.code, CloseCode::Error);
     lab.finish().await;
 }
 
@@ -272,6 +315,8 @@ async fn over_h2(over: Over) {
 }
 
 over_both! {
+    a_reset_by_a_byte_service_closes_the_websocket_with_an_error => byte_service_breaks,
+    a_websocket_opens_where_the_service_prefers_http2 => beside_http2,
     the_handshake_is_the_services_own_and_nothing_behind_it_is_lost => handshake,
     pings_and_close_frames_pass_both_ways => control,
     a_refusal_of_the_service_passes_with_its_body => refused,

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderName, Request, Response, Version, header, request::Parts};
+use http::{HeaderName, HeaderValue, Request, Response, Version, header, request::Parts};
 use http_body::{Body, Frame};
 
 use super::{Place, Stream};
@@ -52,11 +52,15 @@ impl Stream {
         request: BoxedRequest,
         reused: bool,
     ) -> Result<Response<H2Body>, Unanswered> {
-        let Self { sender, place, .. } = self;
+        let Self { sender, mut place, turns, .. } = self;
         let (parts, body) = request.into_parts();
-        let head = head(parts.clone());
+        let head = match head(parts.clone()) {
+            Ok(head) => head,
+            Err(error) => return Err(Unanswered { error, unsent: None, why: Retry::Stale }),
+        };
         let end = body.is_end_stream();
         let repeatable = reused && is_repeatable(&parts.method, &body);
+        place.take_turn(turns).await;
         let opened = match sender.ready().await {
             Ok(mut sender) => sender.send_request(head, end),
             Err(error) => Err(error),
@@ -111,23 +115,21 @@ fn is_unprocessed(error: &h2::Error) -> bool {
     error.is_remote() && (error.is_go_away() || (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)))
 }
 
-fn head(mut parts: Parts) -> Request<()> {
+fn head(mut parts: Parts) -> Result<Request<()>, Error> {
     // In HTTP/2 the authority carries the host (RFC 9113 §8.3.1).
     let host = parts.headers.remove(header::HOST);
-    let authority = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-    let uri = http::Uri::builder().scheme("https").authority(authority);
+    let host = host.unwrap_or(HeaderValue::from_static("localhost"));
+    let uri = http::Uri::builder().scheme("https").authority(host.as_bytes());
     let uri = match parts.uri.path_and_query().cloned() {
         Some(target) => uri.path_and_query(target),
         None => uri.path_and_query("/"),
     };
-    if let Ok(uri) = uri.build() {
-        parts.uri = uri;
-    }
+    parts.uri = uri.build().map_err(|_| Error::Authority(host))?;
     for name in OF_HTTP1 {
         parts.headers.remove(name);
     }
     parts.version = Version::HTTP_2;
-    Request::from_parts(parts, ())
+    Ok(Request::from_parts(parts, ()))
 }
 
 /// A body on its way to the service.
@@ -284,6 +286,25 @@ impl H2Body {
             Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
             Ok(None) => Poll::Ready(None),
             Err(error) => Poll::Ready(Some(Err(error.into()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::code::Code;
+
+    #[test]
+    fn a_host_that_is_no_authority_is_the_visitors_fault() {
+        for (host, right) in [("web.test:81", true), ("a b", false), ("", false), ("a/b", false)] {
+            let request = Request::builder().uri("/x?y").header(header::HOST, host).body(()).unwrap();
+            match head(request.into_parts().0) {
+                Ok(head) => assert!(right && *head.uri() == *"https://web.test:81/x?y", "{host}: {head:?}"),
+                Err(error) => {
+                    assert!(!right && error.code() == Code::RequestInvalid && !error.is_of_service(), "{host}")
+                }
+            }
         }
     }
 }
