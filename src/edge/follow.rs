@@ -10,7 +10,11 @@ use std::{
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{Shared, session::Session, state::Tunnel};
+use super::{
+    Shared,
+    session::Session,
+    state::{Tunnel, Tunnels},
+};
 use crate::{config, follow::Followed, metrics::edge::Pushed};
 
 /// Changes settle for this long: an editor writes in several steps.
@@ -63,16 +67,24 @@ pub(super) fn reread(shared: &Shared) {
     }
 }
 
-/// A connection whose tunnel or secret is gone gets nothing new.
+/// A connection whose tunnel or secret is gone gets nothing new, and soon ends; also one that has lost its place before.
 fn retire_strangers(shared: &Shared) {
     let tunnels = shared.tunnels.borrow().clone();
-    for session in shared.registry.all() {
-        let known = tunnels.get(session.tunnel()).is_some_and(|tunnel| tunnel.secrets.contains(session.secret_hash()));
-        if !known {
-            session.retire();
+    for session in shared.registry.living() {
+        if !has(&tunnels, &session) {
+            session.revoke();
             shared.registry.remove(&session);
         }
     }
+}
+
+/// Whether the tunnel of a connection, and the secret it came with, are in the state.
+pub(super) fn is_known(shared: &Shared, session: &Session) -> bool {
+    has(&shared.tunnels.borrow(), session)
+}
+
+fn has(tunnels: &Tunnels, session: &Session) -> bool {
+    tunnels.get(session.tunnel()).is_some_and(|tunnel| tunnel.secrets.contains(session.secret_hash()))
 }
 
 /// The rules of a tunnel as they were last read, with their version.
