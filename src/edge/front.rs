@@ -40,6 +40,8 @@ const NO_PLACE_LIMIT: Duration = Duration::from_secs(1);
 const MOST_TOLD: usize = 64;
 /// No method but the one of the HTTP/2 preface begins like this (RFC 9113 §3.4).
 const PREFACE: &[u8; 4] = b"PRI ";
+/// Between two looks at a preface that comes in pieces.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Accepts visitors, for a moment longer than the edge is ready.
 pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
@@ -177,6 +179,7 @@ async fn arrive(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, tls: Opti
 /// Whether a visitor in clear speaks HTTP/2 with prior knowledge; `None` when he left without a word.
 async fn speaks_http2(tcp: &TcpStream) -> Option<bool> {
     let mut first = [0; PREFACE.len()];
+    let mut pause = Duration::from_millis(10);
     loop {
         let seen = tcp.peek(&mut first).await.ok().filter(|seen| *seen > 0)?;
         if first[..seen] != PREFACE[..seen] {
@@ -185,8 +188,10 @@ async fn speaks_http2(tcp: &TcpStream) -> Option<bool> {
         if seen == PREFACE.len() {
             return Some(true);
         }
-        // A peek does not take, so there is nothing to wait for; a preface in pieces is rare.
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        // A peek does not take, so there is nothing to wait for; a preface in pieces is rare, and who
+        // sends one letter and stays costs 35 looks in the time for a head.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
