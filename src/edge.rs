@@ -129,6 +129,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: EdgeMetrics,
     /// Visitors' connections.
     visitors: Arc<Places>,
+    /// Visitors' requests in flight.
+    requests: Arc<Places>,
     /// Connectors that have not registered yet.
     arrivals: Arc<Places>,
     /// Cancelled when the visitors' doors close, some time after the drain began.
@@ -183,6 +185,7 @@ impl Edge {
             retry: config.retry,
             metrics: EdgeMetrics::new(),
             visitors: Places::new(config.limits.connections, config.limits.connections_per_address),
+            requests: Places::new(config.limits.requests, config.limits.requests_per_address()),
             arrivals: Places::new(config.limits.arrivals, config.limits.arrivals_per_address),
             limits: config.limits,
             closing: CancellationToken::new(),

@@ -28,7 +28,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{LAST_HEADS, Shared, limits::Full, relay};
+use super::{
+    LAST_HEADS, Shared,
+    limits::{Full, Place},
+    relay,
+};
 use crate::{metrics::edge::Bound, shutdown::Tasks};
 
 /// What a visitor hears for whom there is no place.
@@ -78,8 +82,7 @@ fn admit(
         Ok(place) => {
             let (shared_, tls) = (shared.clone(), tls.cloned());
             shared.tasks.spawn(async move {
-                let _place = place;
-                arrive(shared_, tcp, peer, tls).await;
+                arrive(shared_, tcp, peer, tls, place).await;
             });
         }
         Err(full) => {
@@ -117,6 +120,9 @@ struct Visitor {
     asked: AtomicBool,
     /// Requests in flight, and since when there are none.
     quiet: Mutex<(usize, Instant)>,
+    /// Among visitors' connections. Every request holds its visitor, so a WebSocket keeps the place although hyper is
+    /// done with the connection once it was upgraded.
+    _place: Place,
 }
 
 impl Visitor {
@@ -132,18 +138,18 @@ impl Visitor {
 struct Busy {
     shared: Arc<Shared>,
     visitor: Arc<Visitor>,
+    /// Among requests in flight.
+    _place: Place,
 }
 
 impl Busy {
-    /// `None` if there are too many.
+    /// `None` if there are too many, in all or of this address.
     fn enter(shared: &Arc<Shared>, visitor: &Arc<Visitor>) -> Option<Self> {
         visitor.asked.store(true, Ordering::Relaxed);
-        if usize::try_from(shared.metrics.in_flight()).unwrap_or(0) >= shared.limits.requests {
-            return None;
-        }
+        let place = shared.requests.enter(visitor.peer.ip()).ok()?;
         shared.metrics.request_started();
         visitor.quiet.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
-        Some(Self { shared: shared.clone(), visitor: visitor.clone() })
+        Some(Self { shared: shared.clone(), visitor: visitor.clone(), _place: place })
     }
 }
 
@@ -155,10 +161,17 @@ impl Drop for Busy {
     }
 }
 
-async fn arrive(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, tls: Option<Arc<rustls::ServerConfig>>) {
+async fn arrive(
+    shared: Arc<Shared>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    place: Place,
+) {
     let _ = tcp.set_nodelay(true);
     let quiet = Mutex::new((0, Instant::now()));
-    let visitor = Arc::new(Visitor { peer, secure: tls.is_some(), asked: AtomicBool::new(false), quiet });
+    let visitor =
+        Arc::new(Visitor { peer, secure: tls.is_some(), asked: AtomicBool::new(false), quiet, _place: place });
     match tls {
         Some(tls) => {
             let accepted = tokio::time::timeout(shared.limits.tls_time, TlsAcceptor::from(tls).accept(tcp)).await;
