@@ -5,7 +5,7 @@
 pub mod drain;
 mod edge;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -32,6 +32,11 @@ use crate::{
 const MOST_CONNECTIONS: usize = 64;
 /// A request head must be here by then.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// A connection is asked to end after this long, and has [`HEAD_LIMIT`] for it: who does not read what he asked for must
+/// not hold a place for ever.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
+/// After a failure to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the admin address shows.
 #[derive(Clone, Debug)]
@@ -99,7 +104,15 @@ pub async fn serve(listener: TcpListener, view: View, tasks: Tasks) {
             accepted = listener.accept() => accepted,
             () = ending.cancelled() => return,
         };
-        let Ok((stream, peer)) = accepted else { continue };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Mostly no file descriptors, which does not pass by asking again at once.
+                tracing::warn!(%error, "cannot accept at the admin address");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         let near = drain::is_near(&stream, peer);
         let view = view.clone();
         let ending = ending.clone();
@@ -111,10 +124,15 @@ pub async fn serve(listener: TcpListener, view: View, tasks: Tasks) {
             });
             let mut builder = hyper::server::conn::http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
             tokio::select! {
-                _ = connection => {}
+                _ = &mut connection => {}
                 () = ending.cancelled() => {}
+                () = tokio::time::sleep(CONNECTION_LIMIT) => {
+                    // In good order for a scraper that keeps its connection; a client who does not read is cut.
+                    connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(HEAD_LIMIT, connection).await;
+                }
             }
         });
     }

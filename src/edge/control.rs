@@ -35,12 +35,10 @@ use crate::{
     },
 };
 
-/// A connection that lost its place keeps running requests for this long.
-const RETIRE_LIMIT: Duration = Duration::from_secs(30);
+/// A connection whose tunnel or secret is gone keeps running requests for this long.
+const REVOKED_LIMIT: Duration = Duration::from_secs(30);
 /// For the last answer on the control stream to reach the connector before the connection is closed under it.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
-/// No limit of ours.
-const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 /// What a stranger may say before he is known; a registration has some hundred bytes.
 const STRANGERS_WORDS: usize = 64 << 10;
 /// What a known connector may have in flight: wide, so that one slow visitor does not hold up the others.
@@ -139,7 +137,7 @@ async fn register(shared: &Arc<Shared>, link: Link, incoming: &mut mpsc::Receive
         shared.metrics.registered(Registering::NotInTime);
         return None;
     };
-    let tunnel = match admit(shared, &registration) {
+    let tunnel = match admit(shared, &registration).await {
         Ok(tunnel) => tunnel,
         Err(refusal) => {
             tracing::warn!(
@@ -166,12 +164,17 @@ async fn register(shared: &Arc<Shared>, link: Link, incoming: &mut mpsc::Receive
     );
     let took_over = shared.registry.add(session.clone());
     shared.metrics.registered(if took_over { Registering::TookOver } else { Registering::Accepted });
+    // The state may have changed between the look into it and now; whoever changed it did not see this connection.
+    if !follow::is_known(shared, &session) {
+        session.revoke();
+        shared.registry.remove(&session);
+    }
     follow::push_rules(shared, &tunnel, Some(&session));
     Some(session)
 }
 
-/// Checks id and secret; the state is read again before anybody is refused, since it may have changed a moment ago.
-fn admit(shared: &Shared, registration: &Registration) -> Result<Tunnel, Refusal> {
+/// Checks id and secret; a state that changed a moment ago is read before anybody is refused.
+async fn admit(shared: &Arc<Shared>, registration: &Registration) -> Result<Tunnel, Refusal> {
     if shared.tasks.draining().is_cancelled() {
         shared.metrics.registered(Registering::Draining);
         let cause = "the edge is stopping".into();
@@ -183,8 +186,7 @@ fn admit(shared: &Shared, registration: &Registration) -> Result<Tunnel, Refusal
     if let Some(tunnel) = known(&shared.tunnels.borrow()) {
         return Ok(tunnel);
     }
-    follow::reread(shared);
-    known(&shared.tunnels.borrow()).ok_or_else(|| {
+    follow::newest(shared).await.as_deref().and_then(known).ok_or_else(|| {
         shared.metrics.registered(Registering::Refused);
         Refusal {
             cause: "Unauthorized: unknown tunnel or wrong secret".into(),
@@ -220,11 +222,9 @@ async fn live(
         () = closed.cancelled() => Leave::Gone,
         () = shared.moving.cancelled() => Leave::EdgeStops,
     };
-    let limit = match leave {
-        Leave::Gone => return leave,
-        Leave::Retired => RETIRE_LIMIT,
-        Leave::Unregistered | Leave::EdgeStops => FOR_EVER,
-    };
+    if leave == Leave::Gone {
+        return leave;
+    }
     let settled = async {
         if leave == Leave::EdgeStops {
             // While it has something to do, a late request may still take it.
@@ -236,7 +236,7 @@ async fn live(
     tokio::select! {
         () = settled => {}
         () = closed.cancelled() => {}
-        () = tokio::time::sleep(limit) => {}
+        () = overdue(session) => {}
         // A connector that unregisters in the meantime is answered; the end of its control stream ends no request.
         () = async {
             while calls(shared, session, incoming).await != Leave::Gone {}
@@ -244,6 +244,13 @@ async fn live(
         } => {}
     }
     leave
+}
+
+/// Completes when a connection that takes nothing new must not go on with what it has. However it lost its place, only
+/// the loss of its tunnel or secret sets a limit; its connector, its visitors and the edge's own end have theirs.
+async fn overdue(session: &Session) {
+    session.revoked().await;
+    tokio::time::sleep(REVOKED_LIMIT).await;
 }
 
 /// Answers a registered connection's calls until it unregisters or hangs up.
@@ -265,4 +272,22 @@ async fn calls(shared: &Arc<Shared>, session: &Arc<Session>, incoming: &mut mpsc
         }
     }
     Leave::Gone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::registry::tests::session, *};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lost_his_place_has_no_limit_until_his_secret_is_gone() {
+        let session = session(0).await;
+        session.retire();
+        let day = Duration::from_secs(24 * 3600);
+        let mut overdue = std::pin::pin!(overdue(&session));
+        assert!(tokio::time::timeout(day, &mut overdue).await.is_err());
+        session.revoke();
+        let early = tokio::time::timeout(REVOKED_LIMIT - Duration::from_secs(1), &mut overdue).await;
+        assert!(early.is_err());
+        assert!(tokio::time::timeout(Duration::from_secs(2), overdue).await.is_ok());
+    }
 }

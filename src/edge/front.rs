@@ -28,7 +28,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{LAST_HEADS, Shared, limits::Full, relay};
+use super::{
+    LAST_HEADS, Shared,
+    limits::{Full, Place},
+    relay,
+};
 use crate::{metrics::edge::Bound, shutdown::Tasks};
 
 /// What a visitor hears for whom there is no place.
@@ -40,6 +44,8 @@ const NO_PLACE_LIMIT: Duration = Duration::from_secs(1);
 const MOST_TOLD: usize = 64;
 /// No method but the one of the HTTP/2 preface begins like this (RFC 9113 §3.4).
 const PREFACE: &[u8; 4] = b"PRI ";
+/// Between two looks at a preface that comes in pieces.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Accepts visitors, for a moment longer than the edge is ready.
 pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
@@ -76,8 +82,7 @@ fn admit(
         Ok(place) => {
             let (shared_, tls) = (shared.clone(), tls.cloned());
             shared.tasks.spawn(async move {
-                let _place = place;
-                arrive(shared_, tcp, peer, tls).await;
+                arrive(shared_, tcp, peer, tls, place).await;
             });
         }
         Err(full) => {
@@ -115,6 +120,9 @@ struct Visitor {
     asked: AtomicBool,
     /// Requests in flight, and since when there are none.
     quiet: Mutex<(usize, Instant)>,
+    /// Among visitors' connections. Every request holds its visitor, so a WebSocket keeps the place although hyper is
+    /// done with the connection once it was upgraded.
+    _place: Place,
 }
 
 impl Visitor {
@@ -130,18 +138,18 @@ impl Visitor {
 struct Busy {
     shared: Arc<Shared>,
     visitor: Arc<Visitor>,
+    /// Among requests in flight.
+    _place: Place,
 }
 
 impl Busy {
-    /// `None` if there are too many.
+    /// `None` if there are too many, in all or of this address.
     fn enter(shared: &Arc<Shared>, visitor: &Arc<Visitor>) -> Option<Self> {
         visitor.asked.store(true, Ordering::Relaxed);
-        if usize::try_from(shared.metrics.in_flight()).unwrap_or(0) >= shared.limits.requests {
-            return None;
-        }
+        let place = shared.requests.enter(visitor.peer.ip()).ok()?;
         shared.metrics.request_started();
         visitor.quiet.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
-        Some(Self { shared: shared.clone(), visitor: visitor.clone() })
+        Some(Self { shared: shared.clone(), visitor: visitor.clone(), _place: place })
     }
 }
 
@@ -153,10 +161,17 @@ impl Drop for Busy {
     }
 }
 
-async fn arrive(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, tls: Option<Arc<rustls::ServerConfig>>) {
+async fn arrive(
+    shared: Arc<Shared>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    place: Place,
+) {
     let _ = tcp.set_nodelay(true);
     let quiet = Mutex::new((0, Instant::now()));
-    let visitor = Arc::new(Visitor { peer, secure: tls.is_some(), asked: AtomicBool::new(false), quiet });
+    let visitor =
+        Arc::new(Visitor { peer, secure: tls.is_some(), asked: AtomicBool::new(false), quiet, _place: place });
     match tls {
         Some(tls) => {
             let accepted = tokio::time::timeout(shared.limits.tls_time, TlsAcceptor::from(tls).accept(tcp)).await;
@@ -177,6 +192,7 @@ async fn arrive(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, tls: Opti
 /// Whether a visitor in clear speaks HTTP/2 with prior knowledge; `None` when he left without a word.
 async fn speaks_http2(tcp: &TcpStream) -> Option<bool> {
     let mut first = [0; PREFACE.len()];
+    let mut pause = Duration::from_millis(10);
     loop {
         let seen = tcp.peek(&mut first).await.ok().filter(|seen| *seen > 0)?;
         if first[..seen] != PREFACE[..seen] {
@@ -185,8 +201,10 @@ async fn speaks_http2(tcp: &TcpStream) -> Option<bool> {
         if seen == PREFACE.len() {
             return Some(true);
         }
-        // A peek does not take, so there is nothing to wait for; a preface in pieces is rare.
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        // A peek does not take, so there is nothing to wait for; a preface in pieces is rare, and who
+        // sends one letter and stays costs 35 looks in the time for a head.
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

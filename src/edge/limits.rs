@@ -16,7 +16,7 @@ pub struct Limits {
     pub connections: usize,
     /// Of these, from one address (IPv6: from one /64, which is what one customer gets).
     pub connections_per_address: usize,
-    /// Requests in flight, WebSockets included.
+    /// Requests in flight, WebSockets included; half of them, rounded up, from one address.
     pub requests: usize,
     /// Requests in flight on one HTTP/2 connection.
     pub streams_per_connection: u32,
@@ -58,6 +58,13 @@ impl Default for Limits {
             arrivals_per_address: 128,
             arrival_time: Duration::from_secs(10),
         }
+    }
+}
+
+impl Limits {
+    /// HTTP/2 makes many requests of few connections, so the bound on these alone would let one address take all.
+    pub(super) fn requests_per_address(&self) -> usize {
+        self.requests.div_ceil(2)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Bytes between a visitor and a stream of a connector.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
@@ -75,7 +75,7 @@ where
             loop {
                 match recv.chunk().await {
                     Ok(Some(chunk)) => {
-                        if writer.write_all(&chunk).await.is_err() {
+                        if write(&mut writer, &chunk).await.is_err() {
                             return Down::Left;
                         }
                     }
@@ -100,7 +100,51 @@ where
     if matches!(down, Down::Cut) { Outcome::Cut(reader.unsplit(writer)) } else { Outcome::Ended }
 }
 
+/// TLS takes bytes before the socket does, so what was written may wait for a flush; on a bare socket that does nothing.
+async fn write(writer: &mut (impl AsyncWrite + Unpin), chunk: &[u8]) -> io::Result<()> {
+    writer.write_all(chunk).await?;
+    writer.flush().await
+}
+
 /// Makes the drop of a socket a reset: an end in good order would make half a transfer look whole.
 pub(super) fn cut(socket: &TcpStream) {
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::io::BufWriter;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_connector_sent_does_not_wait_in_a_buffer_for_more() {
+        let (visitor, io) = tokio::io::duplex(1 << 10);
+        let (mut visitor, io) = (visitor, BufWriter::new(io));
+        let (ours, theirs) = tokio::io::duplex(1 << 10);
+        let (server, client) = tokio::join!(h2::server::handshake(theirs), h2::client::handshake::<_>(ours));
+        let (mut server, (client, connection)) = (server.unwrap(), client.unwrap());
+        let mut client = client.ready().await.unwrap();
+        let (response, send) = client.send_request(http::Request::new(()), false).unwrap();
+        let told = async {
+            let (_request, mut respond) = server.accept().await.unwrap().unwrap();
+            let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+            body.send_data(Bytes::from_static(b"told"), false).unwrap();
+            while server.accept().await.is_some() {}
+        };
+        let spliced = async {
+            let recv = Recv::http2(response.await.unwrap().into_body());
+            splice(io, Send::http2(send), recv, Ends::Together).await
+        };
+        let mut heard = [0; 4];
+        tokio::select! {
+            read = visitor.read_exact(&mut heard) => assert_eq!(read.unwrap(), 4),
+            () = told => panic!("the connector left"),
+            _ = connection => panic!("the connection broke"),
+            ended = spliced => panic!("{ended:?}"),
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it is still in the buffer"),
+        }
+        assert_eq!(&heard, b"told");
+    }
 }

@@ -53,6 +53,7 @@ pub struct Session {
     in_flight: AtomicUsize,
     idle: Notify,
     retired: CancellationToken,
+    revoked: CancellationToken,
     pushing: Mutex<()>,
 }
 
@@ -143,6 +144,7 @@ impl Session {
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
             retired: CancellationToken::new(),
+            revoked: CancellationToken::new(),
             pushing: Mutex::new(()),
         }
     }
@@ -196,7 +198,7 @@ impl Session {
         InFlight(self.clone())
     }
 
-    /// Marks the connection as one that gets nothing new.
+    /// Marks the connection as one that gets nothing new. It finishes what it has, however long that takes.
     pub fn retire(&self) {
         self.retired.cancel();
     }
@@ -209,6 +211,22 @@ impl Session {
     /// Completes once the connection was marked.
     pub async fn retired(&self) {
         self.retired.cancelled().await;
+    }
+
+    /// Marks the connection as one whose tunnel or secret is gone: it gets nothing new, and has little time for the rest.
+    pub fn revoke(&self) {
+        self.retired.cancel();
+        self.revoked.cancel();
+    }
+
+    /// Whether its tunnel or secret is gone.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.is_cancelled()
+    }
+
+    /// Completes once its tunnel or secret is gone.
+    pub async fn revoked(&self) {
+        self.revoked.cancelled().await;
     }
 
     /// Completes when nothing is in flight.

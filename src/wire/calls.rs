@@ -21,6 +21,9 @@ use super::{
 /// How long an RPC stream towards the connector lives (§3.5).
 pub const CALL_LIMIT: Duration = Duration::from_secs(5);
 
+/// For an RPC conversation to end in good order after its answer.
+const PARTING_LIMIT: Duration = Duration::from_secs(2);
+
 /// The answer to a pushed configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
@@ -148,7 +151,8 @@ pub async fn push(
         };
         let outcome = tokio::time::timeout(CALL_LIMIT, outcome).await;
         drop(server);
-        let _ = disconnector.await;
+        // The connector answered or is given up; its share in the parting must not hold up the next push.
+        let _ = tokio::time::timeout(PARTING_LIMIT, disconnector).await;
         driver.abort();
         match outcome {
             Ok(Ok(applied)) => Ok(applied),

@@ -7,8 +7,13 @@ use adit::{
     edge::{EdgeConfig, limits::Limits},
     wire::{QUIC_SERVER_NAME, registration, rpc::RpcThread},
 };
+use futures_util::SinkExt;
 use http::Request;
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpSocket, TcpStream},
+};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
     edge_strict::{h2_headers, h2_preface},
@@ -19,6 +24,7 @@ use crate::{
     },
     raw_connector::{claims, dial_as, register_quic, registered},
     raw_edge::soon,
+    websocket,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n";
@@ -29,6 +35,32 @@ async fn limited(limits: Limits) -> Lab {
     lab.connect(Over::Quic, &rule(format!("http://{}", mirror().await)), |flags| flags).await;
     registered(&lab, 1).await;
     lab
+}
+
+/// A visitor with this address of loopback.
+async fn visit_from(address: &str, to: SocketAddr) -> Peer {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(address.parse().unwrap(), 0)).unwrap();
+    Peer::new(socket.connect(to).await.unwrap(), 0)
+}
+
+#[tokio::test]
+async fn a_websocket_keeps_its_place_among_the_connections() {
+    in_time(async {
+        let limits = Limits { connections: 1, ..Limits::default() };
+        let mut lab = Lab::edge_with(|config| EdgeConfig { limits, ..config }).await;
+        lab.connect(Over::Quic, &rule(format!("http://{}", websocket::echo().await)), |flags| flags).await;
+        registered(&lab, 1).await;
+        let (mut socket, _) = websocket::open(&lab).await.unwrap();
+        socket.send(Message::text("there")).await.unwrap();
+        assert_eq!(websocket::next(&mut socket).await, Some(Message::text("there")));
+        assert_eq!(lab.edge_metric("adit_edge_visitors"), 1);
+        assert_eq!(lab.get("/").await.code(), Some("overloaded"));
+        drop(socket);
+        eventually("there is a place again", async || lab.edge_metric("adit_edge_visitors") == 0).await;
+        lab.finish().await;
+    })
+    .await;
 }
 
 /// Completes when the edge hangs up, whatever it said before.
@@ -66,14 +98,14 @@ async fn one_visitor_too_many_is_told_and_his_place_comes_back() {
 }
 
 #[tokio::test]
-async fn one_request_too_many_is_told() {
+async fn one_address_has_half_of_the_requests_and_is_told_when_they_are_taken() {
     in_time(async {
         let held = scripted(|mut peer: Peer| async move {
             let _ = peer.head().await;
             peer.ended().await;
         });
         let mut lab =
-            Lab::edge_with(|config| EdgeConfig { limits: Limits { requests: 2, ..<_>::default() }, ..config }).await;
+            Lab::edge_with(|config| EdgeConfig { limits: Limits { requests: 4, ..<_>::default() }, ..config }).await;
         lab.connect(Over::Http2, &rule(format!("http://{}", held.await)), |flags| flags).await;
         registered(&lab, 1).await;
         let mut held = Vec::new();
@@ -86,7 +118,18 @@ async fn one_request_too_many_is_told() {
         let refused = lab.get("/").await;
         assert_eq!((refused.status, refused.code()), (503, Some("overloaded")));
         assert_eq!(lab.edge_metric("adit_edge_overloads_total{limit=\"requests\"}"), 1);
-        drop(held);
+        // Another address still has its half: one alone must not shut out everybody.
+        let mut others = Vec::new();
+        for n in 3..=4 {
+            let mut visitor = visit_from("127.0.0.2", lab.http).await;
+            visitor.send(GET).await;
+            eventually("it is in flight", async || lab.edge_metric("adit_edge_requests_in_flight") == n).await;
+            others.push(visitor);
+        }
+        let mut late = visit_from("127.0.0.3", lab.http).await;
+        late.send(GET).await;
+        assert_eq!(late.answer().await.code(), Some("overloaded"), "all are taken");
+        drop((held, others));
         eventually("they left", async || lab.edge_metric("adit_edge_requests_in_flight") == 0).await;
         lab.finish().await;
     })

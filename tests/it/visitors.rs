@@ -30,7 +30,7 @@ async fn hostnames(over: Over) {
     let answer = lab.raw("GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await;
     assert_eq!((answer.status, answer.code()), (400, Some("host-missing")));
     let answer = lab.raw("CONNECT web.test:443 HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n\r\n").await;
-    assert_eq!((answer.status, answer.code()), (405, Some("request-invalid")));
+    assert_eq!((answer.status, answer.code()), (405, Some("method-not-allowed")));
     lab.finish().await;
 }
 
@@ -63,6 +63,7 @@ async fn management(over: Over) {
     let mut lab = Lab::edge_only().await;
     let id = Some(lab.token.tunnel);
     lab.token = lab.state.new_token(&["management.argotunnel.com".to_owned()], id).unwrap();
+    lab.edge.reread();
     lab.connect(over, &rule("http_status:200"), |flags| flags).await;
     lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.unwrap();
     let spellings = ["management.argotunnel.com", "MANAGEMENT.argotunnel.com"];

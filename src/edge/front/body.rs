@@ -18,6 +18,8 @@ use crate::{
 
 /// A body that was read so far is kept up to here, in case its request was refused unseen and goes elsewhere.
 const KEPT: usize = 16 << 10;
+/// And in so many pieces at most: each holds on to the buffer that it was read into, which may be far larger.
+const KEPT_CHUNKS: usize = 64;
 
 /// A visitor's body, which can be sent again as long as what was read of it is still here.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ impl Source {
             && let Some(Ok(frame)) = &frame
         {
             match frame.data_ref() {
-                Some(data) if self.bytes + data.len() <= KEPT => {
+                Some(data) if self.bytes + data.len() <= KEPT && self.read.len() < KEPT_CHUNKS => {
                     self.bytes += data.len();
                     self.read.push(data.clone());
                     self.at = self.read.len();

@@ -37,6 +37,9 @@ const OFFER_LIMIT: Duration = Duration::from_secs(10);
 /// For one offer while there are other connections; the last one gets what is left.
 const ONE_OFFER: Duration = Duration::from_secs(2);
 
+/// Bytes of a connector's own words that are worth a line in the log.
+const MOST_WORDS: usize = 1 << 10;
+
 const NO_CONNECTION: Refusal = (StatusCode::SERVICE_UNAVAILABLE, "no-connection");
 const CONNECTOR_FAILED: Refusal = (StatusCode::BAD_GATEWAY, "connector-failed");
 
@@ -91,7 +94,7 @@ async fn exchange(
         return Err((StatusCode::NOT_FOUND, "hostname-unknown"));
     }
     let over_h2 = request.version() == Version::HTTP_2;
-    let upgrade = upgrade_kind(&request, over_h2).map_err(|status| (status, "request-invalid"))?;
+    let upgrade = upgrade_kind(&request, over_h2)?;
     let upgraded = upgrade.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let Ok(head) = request_head(parts, &body, &host, upgrade, visitor.peer, visitor.secure) else {
@@ -231,13 +234,23 @@ impl Offer<'_> {
                 Ok(Taken { in_flight, head, recv, upload, kept })
             }
             Ok((Answer::Connected, _)) => Err(failed("an acknowledgement instead of an answer".into())),
-            Ok((Answer::Failed { error, .. }, _)) => Err(failed(error)),
+            Ok((Answer::Failed { error, .. }, _)) => Err(failed(shortened(error))),
             Err(error) => {
                 let fate = error.fate_of_waiting();
                 Err((error, fate))
             }
         }
     }
+}
+
+/// A connector may say up to 4 MiB; nobody reads as much in a log.
+fn shortened(mut error: String) -> String {
+    if error.len() > MOST_WORDS {
+        let end = (0..=MOST_WORDS).rev().find(|end| error.is_char_boundary(*end)).unwrap_or(0);
+        error.truncate(end);
+        error.push_str(" ...");
+    }
+    error
 }
 
 fn switching(head: ResponseHead, over_h2: bool) -> Response<FrontBody> {
@@ -257,4 +270,16 @@ fn switching(head: ResponseHead, over_h2: bool) -> Response<FrontBody> {
     headers.remove(header::TRANSFER_ENCODING);
     *response.headers_mut() = headers;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connectors_long_words_are_cut_between_characters() {
+        assert_eq!(shortened("short".into()), "short");
+        let long = shortened(format!("x{}", "ö".repeat(MOST_WORDS)));
+        assert_eq!((long.len(), long.ends_with("ö ...")), (MOST_WORDS - 1 + 4, true));
+    }
 }

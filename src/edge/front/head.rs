@@ -68,11 +68,13 @@ pub(super) fn strip_port(host: &str) -> &str {
     bare.trim_end_matches('.')
 }
 
+const METHOD_NOT_ALLOWED: Refusal = (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed");
+
 /// Whether the visitor asks for a WebSocket, in HTTP/1.1 or by extended CONNECT.
-pub(super) fn upgrade_kind(request: &Request<Incoming>, over_h2: bool) -> Result<bool, StatusCode> {
+pub(super) fn upgrade_kind(request: &Request<Incoming>, over_h2: bool) -> Result<bool, Refusal> {
     if request.method() == Method::CONNECT {
         let websocket = request.extensions().get::<hyper::ext::Protocol>().is_some_and(|p| p.as_str() == "websocket");
-        return if over_h2 && websocket { Ok(true) } else { Err(StatusCode::METHOD_NOT_ALLOWED) };
+        return if over_h2 && websocket { Ok(true) } else { Err(METHOD_NOT_ALLOWED) };
     }
     Ok(!over_h2
         && request.method() == Method::GET
