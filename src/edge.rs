@@ -119,6 +119,9 @@ pub enum Error {
 pub(crate) struct Shared {
     pub(crate) state: StateDir,
     pub(crate) tunnels: watch::Sender<Arc<Tunnels>>,
+    /// As last read, which may be newer, and half written: only to let in who is in it.
+    newest: watch::Sender<Arc<Tunnels>>,
+    reading: Mutex<follow::Reading>,
     pub(crate) registry: Registry,
     pub(crate) rules: Mutex<HashMap<Uuid, follow::Rules>>,
     pub(crate) rpc: RpcThread,
@@ -168,6 +171,7 @@ impl Edge {
         let names = [QUIC_SERVER_NAME, H2_SERVER_NAME, PROBE_SERVER_NAME];
         let leaf = Arc::new(Leaf::new(authority.clone(), &names, SystemTime::now)?);
         let (tunnels, known) = watch::channel(Arc::new(tunnels));
+        let newest = watch::Sender::new(known.borrow().clone());
         let certificates = Certificates::new(&config.certificates, authority, known, SystemTime::now)?;
         let (quic, tcp) = listen::bind_pair(config.listen, leaf.clone()).await?;
         let connector_tls = listen::connector_tls(leaf)?;
@@ -176,6 +180,8 @@ impl Edge {
         let https = listen::bind_optional(config.https).await?;
         let shared = Arc::new(Shared {
             state: config.state,
+            newest,
+            reading: Mutex::default(),
             tunnels,
             registry: Registry::default(),
             rules: Mutex::default(),

@@ -135,7 +135,7 @@ async fn register(shared: &Arc<Shared>, link: Link, incoming: &mut mpsc::Receive
         shared.metrics.registered(Registering::NotInTime);
         return None;
     };
-    let tunnel = match admit(shared, &registration) {
+    let tunnel = match admit(shared, &registration).await {
         Ok(tunnel) => tunnel,
         Err(refusal) => {
             tracing::warn!(
@@ -171,8 +171,8 @@ async fn register(shared: &Arc<Shared>, link: Link, incoming: &mut mpsc::Receive
     Some(session)
 }
 
-/// Checks id and secret; the state is read again before anybody is refused, since it may have changed a moment ago.
-fn admit(shared: &Shared, registration: &Registration) -> Result<Tunnel, Refusal> {
+/// Checks id and secret; a state that changed a moment ago is read before anybody is refused.
+async fn admit(shared: &Arc<Shared>, registration: &Registration) -> Result<Tunnel, Refusal> {
     if shared.tasks.draining().is_cancelled() {
         shared.metrics.registered(Registering::Draining);
         let cause = "the edge is stopping".into();
@@ -184,8 +184,7 @@ fn admit(shared: &Shared, registration: &Registration) -> Result<Tunnel, Refusal
     if let Some(tunnel) = known(&shared.tunnels.borrow()) {
         return Ok(tunnel);
     }
-    follow::reread(shared);
-    known(&shared.tunnels.borrow()).ok_or_else(|| {
+    follow::newest(shared).await.as_deref().and_then(known).ok_or_else(|| {
         shared.metrics.registered(Registering::Refused);
         Refusal {
             cause: "Unauthorized: unknown tunnel or wrong secret".into(),

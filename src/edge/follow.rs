@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Shared,
     session::Session,
-    state::{Tunnel, Tunnels},
+    state::{Stamp, Tunnel, Tunnels},
 };
 use crate::{config, follow::Followed, metrics::edge::Pushed};
 
@@ -47,40 +47,70 @@ fn files(shared: &Shared) -> Vec<PathBuf> {
     std::iter::once(state.join("tunnels.yml")).chain(rules).collect()
 }
 
+/// Who reads the state or a file of rules, one after the other, so that nobody publishes what is older than what is
+/// published; with what the tunnels' file was when it was last read.
+#[derive(Debug, Default)]
+pub(crate) struct Reading(Option<Stamp>);
+
 /// Reads the tunnels again; a file that cannot be read changes nothing.
 pub(super) fn reread(shared: &Shared) {
-    match shared.state.tunnels() {
-        Ok(tunnels) => {
-            let changed = shared.tunnels.send_if_modified(|known| {
-                let changed = **known != tunnels;
-                if changed {
-                    *known = Arc::new(tunnels);
-                }
-                changed
-            });
-            if changed {
-                tracing::info!(tunnels = shared.tunnels.borrow().iter().count(), "the state changed");
-                retire_strangers(shared);
+    let mut reading = shared.reading.lock().unwrap_or_else(PoisonError::into_inner);
+    // Before the file: what is written in between is seen as a change.
+    reading.0 = shared.state.stamp();
+    let tunnels = match shared.state.tunnels() {
+        Ok(tunnels) => Arc::new(tunnels),
+        Err(error) => return tracing::error!(%error, "the state cannot be read, the last good one stays"),
+    };
+    shared.newest.send_replace(tunnels.clone());
+    let changed = shared.tunnels.send_if_modified(|known| {
+        let changed = **known != *tunnels;
+        if changed {
+            *known = tunnels;
+        }
+        changed
+    });
+    drop(reading);
+    if changed {
+        tracing::info!(tunnels = shared.tunnels.borrow().iter().count(), "the state changed");
+    }
+    // Also if nothing changed: somebody may have come with what was written and taken back before it settled.
+    retire_strangers(shared);
+}
+
+/// The tunnels as they are on disk now, for somebody whom the published ones do not know. Nothing is published: the file
+/// may be half written, and everybody else waits until it has settled. A file that was read before is not read again,
+/// whoever knocks how often. `None` when the edge ends.
+pub(super) async fn newest(shared: &Arc<Shared>) -> Option<Arc<Tunnels>> {
+    let shared = shared.clone();
+    let look = move || {
+        let mut reading = shared.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = shared.state.stamp();
+        if stamp.is_none() || reading.0 != stamp {
+            reading.0 = stamp;
+            match shared.state.tunnels() {
+                Ok(tunnels) => drop(shared.newest.send_replace(Arc::new(tunnels))),
+                // The follower says so louder, should it still be so when the file has settled.
+                Err(error) => tracing::debug!(%error, "the state cannot be read now"),
             }
         }
-        Err(error) => tracing::error!(%error, "the state cannot be read, the last good one stays"),
-    }
+        shared.newest.borrow().clone()
+    };
+    tokio::task::spawn_blocking(look).await.ok()
 }
 
 /// A connection whose tunnel or secret is gone gets nothing new, and soon ends; also one that has lost its place before.
 fn retire_strangers(shared: &Shared) {
-    let tunnels = shared.tunnels.borrow().clone();
     for session in shared.registry.living() {
-        if !has(&tunnels, &session) {
+        if !is_known(shared, &session) {
             session.revoke();
             shared.registry.remove(&session);
         }
     }
 }
 
-/// Whether the tunnel of a connection, and the secret it came with, are in the state.
+/// Whether the tunnel of a connection, and the secret it came with, are in the state: as published, or as last read.
 pub(super) fn is_known(shared: &Shared, session: &Session) -> bool {
-    has(&shared.tunnels.borrow(), session)
+    has(&shared.tunnels.borrow(), session) || has(&shared.newest.borrow(), session)
 }
 
 fn has(tunnels: &Tunnels, session: &Session) -> bool {
@@ -101,6 +131,7 @@ pub(crate) struct Rules {
 /// modification time in seconds, so that replicas of an edge agree without talking; rules that change within a second,
 /// or into an older file, still get a higher one, since connectors take nothing else.
 fn read_rules(shared: &Shared, tunnel: Uuid, file: &Path) -> Result<(Rules, bool), String> {
+    let _turn = shared.reading.lock().unwrap_or_else(PoisonError::into_inner);
     let path = shared.state.path().join(file);
     let shown = path.display();
     let modified =
@@ -143,9 +174,15 @@ pub(super) fn push_changes(shared: &Arc<Shared>) {
     }
 }
 
-/// Pushes a tunnel's rules: to all its connections when they changed, else to the one that is new.
+/// Pushes a tunnel's rules: to all its connections when they changed, else to the one that is new. Who is new gets those
+/// read before, if there are any: the file may be half written, and whoever follows it pushes what is newer.
 pub(super) fn push_rules(shared: &Arc<Shared>, tunnel: &Tunnel, newcomer: Option<&Arc<Session>>) {
     let Some(file) = &tunnel.config else { return };
+    if let Some(session) = newcomer
+        && let Some(rules) = latest(shared, tunnel.id)
+    {
+        return push(shared, session, rules);
+    }
     match read_rules(shared, tunnel.id, file) {
         Ok((rules, true)) => {
             for session in shared.registry.of(tunnel.id).iter() {
@@ -157,14 +194,7 @@ pub(super) fn push_rules(shared: &Arc<Shared>, tunnel: &Tunnel, newcomer: Option
                 push(shared, session, rules);
             }
         }
-        Err(error) => {
-            tracing::error!(tunnel = %tunnel.id, error, "the rules cannot be read");
-            let before = shared.rules.lock().unwrap_or_else(PoisonError::into_inner).get(&tunnel.id).cloned();
-            // The last good ones are better than none.
-            if let (Some(session), Some(rules)) = (newcomer, before) {
-                push(shared, session, rules);
-            }
-        }
+        Err(error) => tracing::error!(tunnel = %tunnel.id, error, "the rules cannot be read"),
     }
 }
 

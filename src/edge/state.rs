@@ -98,6 +98,14 @@ impl Tunnel {
     }
 }
 
+/// Which content `tunnels.yml` had, as far as its folder tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+}
+
 /// All tunnels, indexed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tunnels {
@@ -228,6 +236,14 @@ impl StateDir {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Of `tunnels.yml` as it is now; `None` while it cannot be seen.
+    pub(super) fn stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = fs::metadata(self.tunnels_path()).ok()?;
+        let modified = (meta.mtime(), meta.mtime_nsec());
+        Some(Stamp { file: (meta.dev(), meta.ino()), size: meta.len(), modified })
     }
 
     /// Reads `tunnels.yml` anew.

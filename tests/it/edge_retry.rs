@@ -218,6 +218,7 @@ async fn least_in_flight(over: Over) {
     let (mut second, mut third) = (Lab::beside(&lab), Lab::beside(&lab));
     second.connect(over, &yaml, |flags| flags).await;
     third.token = lab.state.new_token(&["web.test".into()], None).unwrap();
+    lab.edge.reread();
     third.connect(over, &yaml, |flags| flags).await;
     registered(&lab, 2).await;
     lab.edge.registered(third.token.tunnel, 1, LIMIT).await.unwrap();

@@ -2,7 +2,10 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use adit::edge::state::{Error, StateDir};
+use adit::{
+    edge::state::{Error, StateDir},
+    wire::registration::Registration,
+};
 
 use crate::{
     harness::{LIMIT, Lab, Over, eventually, in_time, over_both, peer::Peer, rule},
@@ -50,6 +53,9 @@ async fn second_tunnel(over: Over) {
     second.token = lab.state.new_token(&["shop.web.test".into(), "*.deep.web.test".into()], None).unwrap();
     second.connect(over, &rule("http_status:202"), |flags| flags).await;
     lab.edge.registered(second.token.tunnel, 1, LIMIT).await.unwrap();
+    // Its names come once the file has settled.
+    let published = async || lab.edge.tunnels().get(second.token.tunnel).is_some();
+    eventually("the new tunnel is published", published).await;
     for (host, status) in [
         ("web.test", 201),
         ("a.web.test", 201),
@@ -187,6 +193,33 @@ async fn whose_secret_is_gone_gets_nothing_new_and_finishes_what_he_has() {
         answer(held, "in good order").await;
         assert_eq!(early.answer().await.text(), "in good order");
         soon("it is closed once it is idle", first.connection.closed()).await;
+        lab.finish().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stranger_does_not_make_the_edge_believe_a_file_before_it_has_settled() {
+    in_time(async {
+        let lab = Lab::edge_only().await;
+        let whole = std::fs::read_to_string(lab.state.path().join("tunnels.yml")).unwrap();
+        // A round that took as long as a file settles shows nothing.
+        for round in 0.. {
+            let known = register_quic(&lab, claims(&lab, 0)).await;
+            assert!(known.outcome.is_ok());
+            registered(&lab, 1).await;
+            let begun = std::time::Instant::now();
+            edit(&lab, |_| "[]\n".into());
+            let stranger = Registration { tunnel: uuid::Uuid::nil(), ..claims(&lab, 1) };
+            assert!(register_quic(&lab, stranger).await.outcome.is_err());
+            let (tunnels, left) = (lab.edge.tunnels().iter().count(), lab.edge.registry().all().len());
+            edit(&lab, |_| whole.clone());
+            if begun.elapsed() < std::time::Duration::from_millis(150) {
+                assert_eq!((tunnels, left), (1, 1));
+                break;
+            }
+            assert!(round < 20, "this machine is too slow to see it");
+        }
         lab.finish().await;
     })
     .await;

@@ -90,7 +90,7 @@ async fn invalid(over: Over) {
         connect(&mut lab, over, "", 1).await;
         serves(&lab, current).await;
         write(&lab, "rules.yml", bad);
-        // A registration reads the file at once: whoever comes now gets the last good rules.
+        // Whoever comes now gets the last good rules.
         lab.tasks.drain();
         lab.connector_ended().await;
         connect(&mut lab, over, "", 1).await;

@@ -63,6 +63,7 @@ async fn management(over: Over) {
     let mut lab = Lab::edge_only().await;
     let id = Some(lab.token.tunnel);
     lab.token = lab.state.new_token(&["management.argotunnel.com".to_owned()], id).unwrap();
+    lab.edge.reread();
     lab.connect(over, &rule("http_status:200"), |flags| flags).await;
     lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.unwrap();
     let spellings = ["management.argotunnel.com", "MANAGEMENT.argotunnel.com"];
