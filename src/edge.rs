@@ -180,7 +180,7 @@ impl Edge {
         let https = listen::bind_optional(config.https).await?;
         let shared = Arc::new(Shared {
             state: config.state,
-            newest: newest,
+            newest,
             reading: Mutex::default(),
             tunnels,
             registry: Registry::default(),
