@@ -84,7 +84,12 @@ impl<R: AsyncRead + Unpin> AsyncRead for Announced<R> {
         if bound == usize::MAX {
             return Poll::Ready(Ok(()));
         }
-        Poll::Ready(this.look(&buf.filled()[before..], bound as u64))
+        let looked = this.look(&buf.filled()[before..], bound as u64);
+        if looked.is_err() {
+            // A reader that fails has read nothing.
+            buf.set_filled(before);
+        }
+        Poll::Ready(looked)
     }
 }
 

@@ -53,6 +53,8 @@ targets! {
     connect_request: wire::connect_request, wire::CAPNP;
     connect_response: wire::connect_response, wire::CAPNP;
     packed_headers: wire::packed_headers, wire::PACKED;
+    framed_body: wire::framed_body, wire::PACKED;
+    announced: wire::announced, wire::CAPNP;
     http2_head: wire::http2_head, wire::HEADS;
     target_path: wire::target_path, wire::HEADS;
     rpc_registration_answer: rpc::registration_answer, wire::CAPNP;

@@ -1,12 +1,21 @@
 //! What an edge or a connector sends: heads of streams in both spellings.
 
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::AtomicUsize},
+    task::{Context, Poll},
+};
+
 use adit::wire::{
     BodyLength, Error, Head, ResponseHead,
+    announced::Announced,
     connect::{self, Answer, Collector, MAX_HEADERS, MAX_MESSAGE, PREAMBLE_LEN, Signature},
-    headers, parse_target,
+    framing, headers, parse_target,
 };
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header, request::Parts};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use super::engine::{about, gist, seen};
 
@@ -241,5 +250,70 @@ pub(super) fn target_path(input: &[u8]) -> u64 {
             assert_eq!(parse_target(text.as_bytes()).unwrap(), target);
             seen((text.len() == input.len(), target.query().is_some()))
         }
+    }
+}
+
+/// The body, whether it ended, and its trailers; or why not.
+fn unframe(input: &[u8], piece: usize) -> Result<(Vec<u8>, bool, Option<HeaderMap>), framing::Error> {
+    let mut decoder = framing::Decoder::default();
+    let mut body = Vec::new();
+    for piece in input.chunks(piece.max(1)) {
+        let mut piece = Bytes::copy_from_slice(piece);
+        while let Some(bytes) = decoder.next(&mut piece)? {
+            assert!(!bytes.is_empty());
+            body.extend_from_slice(&bytes);
+        }
+    }
+    Ok((body, decoder.ended().is_ok(), decoder.take_trailers()))
+}
+
+/// A framed body says the same however it is cut, and its trailers survive another journey.
+pub(super) fn framed_body(input: &[u8]) -> u64 {
+    let whole = unframe(input, input.len());
+    for piece in [1, 3, 4, 5, 64] {
+        assert_eq!(unframe(input, piece), whole, "in pieces of {piece}");
+    }
+    let Ok((body, ended, trailers)) = whole else { return seen(whole.map(drop).map_err(|error| error.to_string())) };
+    assert!(body.len() <= input.len());
+    if let Some(trailers) = &trailers {
+        is_tame(trailers);
+        let end = framing::end(trailers).unwrap();
+        assert_eq!(unframe(&end, end.len()), Ok((Vec::new(), true, Some(trailers.clone()))));
+    }
+    seen((about(body.len()), ended, trailers.map(|trailers| about(trailers.len()))))
+}
+
+/// Messages pass unchanged up to one that announces too much, however they are cut, and nothing is held of them.
+pub(super) fn announced(input: &[u8]) -> u64 {
+    const BOUND: usize = 64 << 10;
+    let pass = |piece: usize| {
+        let mut passed = Vec::new();
+        let mut reader = Announced::new(Pieces { input, piece }, Arc::new(AtomicUsize::new(BOUND)));
+        let outcome = reader.read_to_end(&mut passed).now_or_never().expect("it never waits");
+        (passed, outcome.is_ok())
+    };
+    let (whole, fine) = pass(input.len().max(1));
+    assert!(input.starts_with(&whole) && (!fine || whole.len() == input.len()));
+    for piece in [1, 3, 8, 64] {
+        let (passed, same) = pass(piece);
+        assert_eq!(same, fine, "in pieces of {piece}");
+        assert!(input.starts_with(&passed));
+    }
+    seen((fine, about(whole.len())))
+}
+
+/// Gives at most `piece` bytes with each read.
+struct Pieces<'a> {
+    input: &'a [u8],
+    piece: usize,
+}
+
+impl AsyncRead for Pieces<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let length = self.piece.min(self.input.len()).min(buf.remaining());
+        let (now, later) = self.input.split_at(length);
+        buf.put_slice(now);
+        self.input = later;
+        Poll::Ready(Ok(()))
     }
 }
