@@ -72,7 +72,7 @@ impl Addresses {
         let refresh = self.source.names().then_some(REFRESH);
         loop {
             let outcome = discovery::look_up(&self.source).await;
-            self.plan.send_modify(|plan| plan.learn(outcome, self.least, self.every_address()));
+            self.plan.send_modify(|plan| plan.learn(outcome, self.least, self.source.is_given()));
             self.failing().retain(|address| self.knows(*address));
             tokio::time::sleep(LEAST_GAP).await;
             tokio::select! {
@@ -80,11 +80,6 @@ impl Addresses {
                 () = tokio::time::sleep(refresh.unwrap_or(Duration::MAX)) => {}
             }
         }
-    }
-
-    /// Whether each address must have a connection.
-    fn every_address(&self) -> bool {
-        matches!(self.source, EdgeSource::Given(_))
     }
 
     /// How many connections there are to be.
@@ -137,7 +132,7 @@ impl Addresses {
     pub(super) fn failed(&self, index: u8, address: SocketAddr) {
         self.failing().insert(address);
         self.wanted.notify_one();
-        if !self.every_address() {
+        if !self.source.is_given() {
             self.plan.send_if_modified(|plan| plan.replace(index, address));
         }
     }
@@ -149,7 +144,7 @@ impl Addresses {
 
     /// Another address than `home`, for as long as that does not answer; rather one that does.
     pub(super) fn elsewhere(&self, home: SocketAddr) -> Option<SocketAddr> {
-        if !self.every_address() {
+        if !self.source.is_given() {
             // There a failed home was replaced already.
             return None;
         }

@@ -1,4 +1,5 @@
-//! One attempt to get a registered connection: the better transport first, the other a moment later if both are allowed.
+//! One attempt to get a registered connection: the better transport first, the other a moment later if both are
+//! allowed.
 //!
 //! A transport is proven by a registration alone. The second starts dialling when the first has not registered after
 //! 300 ms, and registers if the first still has not 700 ms later, or has failed; so a blocked UDP path costs a second.
@@ -15,7 +16,7 @@ use std::{
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::{Shared, discovery, discovery::EdgeSource};
+use super::{Shared, discovery};
 use crate::{
     telemetry::Chain,
     transport::{
@@ -341,17 +342,12 @@ fn registration(shared: &Shared, index: u8, attempts: u8, session: &Session) -> 
         tunnel: token.tunnel,
         index,
         connector: Uuid::from_bytes(*shared.connector.as_bytes()),
-        features: features(&shared.config.features, shared.config.post_quantum, is_given(&shared.config.edge)),
+        features: features(&shared.config.features, shared.config.post_quantum, shared.config.edge.is_given()),
         version: env!("CARGO_PKG_VERSION").into(),
         arch: arch(),
         local_ip: session.origin_local_ip(),
         previous_attempts: attempts.min(shared.config.retries),
     }
-}
-
-/// Whether an edge was named by the operator. An edge that was found is never told that adit has ways of its own.
-fn is_given(edge: &EdgeSource) -> bool {
-    matches!(edge, EdgeSource::Given(_))
 }
 
 /// Feature strings (protocol.md §5.1), and our own towards an edge that was given by name.
@@ -388,7 +384,7 @@ fn arch() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::discovery::EdgeSource, *};
 
     #[test]
     fn features_are_the_usual_ones_then_the_wanted_without_repeats_or_obsolete_ones() {
@@ -411,7 +407,7 @@ mod tests {
     fn only_an_edge_given_by_name_is_offered_our_own_ways() {
         let found = EdgeSource::Discover { region: None, family: crate::config::IpVersion::V4, servers: None };
         for (edge, offered) in [(EdgeSource::Given(vec!["edge".into()]), true), (found, false)] {
-            let features = features(&[FEATURE.into()], false, is_given(&edge));
+            let features = features(&[FEATURE.into()], false, edge.is_given());
             assert_eq!(features.contains(&FEATURE.into()), offered, "{edge:?}");
         }
     }

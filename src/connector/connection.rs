@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::{
     sync::{Semaphore, oneshot, watch},
-    time::{Instant, MissedTickBehavior},
+    time::Instant,
 };
 use tokio_util::{future::FutureExt, sync::CancellationToken, task::TaskTracker};
 
@@ -13,7 +13,7 @@ use super::{
     ConnectionState, Shared,
     attempt::{Fault, Live},
     drain,
-    liveness::{BEAT, Liveness, Look, Trouble},
+    liveness::{Liveness, Look, Trouble},
 };
 use crate::{
     proxy::{self, Via},
@@ -84,8 +84,6 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
     };
     let mut datagrams = std::pin::pin!(datagrams);
     let mut liveness = Liveness::new(session.pulse(), edge, shared.config.quic.bind.is_some());
-    let mut beat = tokio::time::interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let draining = shared.tasks.draining();
     let mut ending = std::pin::pin!(async {
         tokio::select! {
@@ -107,7 +105,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
             () = control.closed() => break transport::Error::Closed,
             () = &mut datagrams => {}
             () = &mut local_rules => {}
-            _ = beat.tick() => match liveness.look() {
+            look = liveness.look() => match look {
                 Look::Alive(trouble) => {
                     line.trouble.send_if_modified(|before| std::mem::replace(before, trouble) != trouble);
                 }

@@ -75,6 +75,12 @@ pub fn srv_name(region: Option<&str>) -> String {
 }
 
 impl EdgeSource {
+    /// Whether the operator named the edge: then each address is one of its replicas, and only then it is told that adit
+    /// has ways of its own.
+    pub(super) fn is_given(&self) -> bool {
+        matches!(self, Self::Given(_))
+    }
+
     /// Whether asking again may give another answer, without anything having failed.
     pub(super) fn names(&self) -> bool {
         match self {

@@ -9,14 +9,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Semaphore, oneshot},
-    time::{Instant, MissedTickBehavior},
+    time::Instant,
 };
 use tokio_util::task::TaskTracker;
 
 use super::{
     Shared,
     connection::start,
-    liveness::{BEAT, Liveness, Look},
+    liveness::{Liveness, Look},
 };
 use crate::{
     proxy::Via,
@@ -58,8 +58,6 @@ pub(super) async fn drain(
         drained.unwrap_or_else(|| Instant::now() + FAR)
     };
     let mut deadline = grace_ends();
-    let mut beat = tokio::time::interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let now = Instant::now();
     let answer_by = (now + ANSWER_LIMIT).min(deadline).max(now + LEAST_ANSWER_LIMIT);
     let mut answer = unregister(shared, via, control, answer_by - now);
@@ -92,9 +90,9 @@ pub(super) async fn drain(
                 told = if outcome == Ok(true) { Told::Answered } else { Told::Unheard };
             }
             // The deadline of a connection that was replaced moves on, until there is one.
-            _ = beat.tick() => {
+            look = liveness.look() => {
                 deadline = grace_ends();
-                if liveness.look() == Look::Dead {
+                if look == Look::Dead {
                     return streams.len();
                 }
             }

@@ -43,15 +43,10 @@ pub(super) async fn keep(shared: Arc<Shared>, index: u8, first_up: Option<watch:
     let mut keeper = Keeper::new(shared, index);
     while !draining.is_cancelled() {
         let asking = keeper.dialler.asking();
-        let attempt = {
-            let mut attempt = std::pin::pin!(keeper.attempt());
-            tokio::select! {
-                attempt = &mut attempt => attempt,
-                () = draining.cancelled() => match last_answer(&asking, attempt).await {
-                    Some(attempt) => attempt,
-                    None => return,
-                },
-            }
+        let attempt = tokio::select! {
+            biased;
+            attempt = keeper.attempt() => attempt,
+            () = given_up(&draining, &asking) => return,
         };
         let fault = match attempt {
             Ok(live) => {
@@ -79,13 +74,13 @@ pub(super) async fn keep(shared: Arc<Shared>, index: u8, first_up: Option<watch:
     }
 }
 
-/// What becomes of an attempt when a drain begins. If its registration is under way, the edge may send requests over it
-/// already: it is taken over and drained like the others.
-async fn last_answer<T>(asking: &AtomicU8, attempt: impl Future<Output = T>) -> Option<T> {
-    if asking.load(Ordering::Relaxed) == 0 {
-        return None;
+/// Completes when a drain ends an attempt. If its registration is under way, the edge may send requests over it already:
+/// the answer is waited for, and the connection taken over and drained like the others.
+async fn given_up(draining: &CancellationToken, asking: &AtomicU8) {
+    draining.cancelled().await;
+    if asking.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(LAST_ANSWER_LIMIT).await;
     }
-    tokio::time::timeout(LAST_ANSWER_LIMIT, attempt).await.ok()
 }
 
 /// What to do about a connection that serves.
@@ -158,20 +153,25 @@ impl Keeper {
     /// One attempt, at home or, if that did not answer, elsewhere.
     async fn attempt(&mut self) -> Result<Live, Fault> {
         let home = self.shared.addresses.found(self.index).await.map_err(Fault::Discovery)?;
-        let elsewhere = self.try_elsewhere.then(|| self.shared.addresses.elsewhere(home)).flatten();
-        let edge = elsewhere.unwrap_or(home);
-        self.try_elsewhere = false;
+        let edge = self.turn_to(home);
         let outcome = self.dialler.connect(&self.shared, edge, self.waits.attempts()).await;
         self.learn(edge, outcome.as_ref().err());
-        if outcome.is_err() && edge == home {
-            self.try_elsewhere = true;
-        }
         outcome
     }
 
-    fn learn(&self, edge: SocketAddr, fault: Option<&Fault>) {
+    /// Where the next attempt goes: home and elsewhere by turns, until one of them takes the connection.
+    fn turn_to(&mut self, home: SocketAddr) -> SocketAddr {
+        let elsewhere = self.try_elsewhere.then(|| self.shared.addresses.elsewhere(home)).flatten();
+        self.try_elsewhere = elsewhere.is_none();
+        elsewhere.unwrap_or(home)
+    }
+
+    fn learn(&mut self, edge: SocketAddr, fault: Option<&Fault>) {
         match fault {
-            None => self.shared.addresses.reached(edge),
+            None => {
+                self.try_elsewhere = false;
+                self.shared.addresses.reached(edge);
+            }
             Some(Fault::Registration(error)) if !error.is_duplicate() => {}
             Some(_) => self.shared.addresses.failed(self.index, edge),
         }
@@ -209,17 +209,12 @@ impl Keeper {
                         );
                         self.shared.metrics.replaced(why.as_str());
                         let old = std::mem::replace(&mut current, next);
-                        match why {
-                            // It is proven when it has been stable.
-                            Why::Quic => {}
+                        if matches!(why, Why::Trouble(Trouble::Lossy | Trouble::Rerouted)) {
                             // What is wrong with the path may be wrong with this one too.
-                            Why::Trouble(Trouble::Lossy | Trouble::Rerouted) => {
-                                self.not_before = Instant::now() + STABLE_AFTER;
-                                self.shared.choice.stand_down(old.edge, self.index);
-                            }
-                            Why::Trouble(Trouble::Silent) | Why::Home(_) => {
-                                self.shared.choice.stand_down(old.edge, self.index);
-                            }
+                            self.not_before = Instant::now() + STABLE_AFTER;
+                        }
+                        if why != Why::Quic {
+                            self.shared.choice.stand_down(old.edge, self.index);
                         }
                         if !old.over {
                             self.retire(old);

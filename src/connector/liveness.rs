@@ -9,11 +9,13 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::{Interval, MissedTickBehavior};
+
 use super::network::source_towards;
 use crate::transport::pulse::{Pulse, Sent};
 
 /// Between two looks.
-pub(super) const BEAT: Duration = Duration::from_millis(500);
+const BEAT: Duration = Duration::from_millis(500);
 /// Keep-alives go out after a second of silence and are answered within a round trip: two and a half seconds without
 /// anything are a second and a half without that answer.
 const SUSPICIOUS_AFTER: u32 = 5;
@@ -50,6 +52,7 @@ impl Trouble {
 
 /// What the looks at one connection have shown.
 pub(super) struct Liveness {
+    beat: Interval,
     pulse: Pulse,
     edge: SocketAddr,
     source: Option<IpAddr>,
@@ -72,11 +75,14 @@ impl Liveness {
     /// `bound` connections have a local address that does not follow the route.
     pub(super) fn new(pulse: Pulse, edge: SocketAddr, bound: bool) -> Self {
         let source = if bound { None } else { source_towards(edge) };
-        Self { pulse, edge, source, elsewhere: (None, 0), silent: 0, window: VecDeque::new() }
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { beat, pulse, edge, source, elsewhere: (None, 0), silent: 0, window: VecDeque::new() }
     }
 
-    /// Looks once.
-    pub(super) fn look(&mut self) -> Look {
+    /// The next look, when it is time for it. Cancel-safe.
+    pub(super) async fn look(&mut self) -> Look {
+        self.beat.tick().await;
         self.silent = if self.pulse.beat() { 0 } else { self.silent + 1 };
         if self.silent >= DEAD_AFTER {
             return Look::Dead;

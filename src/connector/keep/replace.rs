@@ -1,6 +1,6 @@
 //! A successor for a connection that serves, and what is learnt from failures and ends.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::time::Instant;
 
@@ -9,7 +9,7 @@ use super::{
         attempt::{Fault, Live},
         liveness::Trouble,
     },
-    Current, Keeper, LAST_ANSWER_LIMIT,
+    Current, Keeper, given_up,
 };
 use crate::{
     telemetry::Chain,
@@ -72,12 +72,7 @@ impl Keeper {
         };
         let mut ended = None;
         let asking = self.dialler.asking();
-        let given_up = async {
-            draining.cancelled().await;
-            if asking.load(Ordering::Relaxed) > 0 {
-                tokio::time::sleep(LAST_ANSWER_LIMIT).await;
-            }
-        };
+        let given_up = given_up(&draining, &asking);
         let outcome = {
             let attempt = async {
                 match why {
@@ -85,9 +80,8 @@ impl Keeper {
                     Why::Home(home) => self.dialler.connect(&shared, home, 0).await,
                     Why::Trouble(_) => {
                         let home = shared.addresses.home(self.index).unwrap_or(current.edge);
-                        let elsewhere = self.try_elsewhere.then(|| shared.addresses.elsewhere(home)).flatten();
-                        self.try_elsewhere = elsewhere.is_none();
-                        self.dialler.connect(&shared, elsewhere.unwrap_or(home), 0).await
+                        let edge = self.turn_to(home);
+                        self.dialler.connect(&shared, edge, 0).await
                     }
                 }
             };
@@ -117,24 +111,23 @@ impl Keeper {
         outcome: Option<Result<Live, Fault>>,
         ended: Option<Fault>,
     ) -> Result<Option<Live>, Fault> {
-        let choice = &self.shared.choice;
         let fault = match outcome {
             Some(Ok(live)) => {
-                self.shared.addresses.reached(live.session.remote());
-                self.try_elsewhere = false;
+                self.learn(live.session.remote(), None);
                 return Ok(Some(live));
             }
             Some(Err(fault)) => Some(fault),
             None => None,
         };
         if why == Why::Quic {
+            let choice = &self.shared.choice;
             match &fault {
                 // The edge has this index already, and QUIC works: the old connection goes first.
                 Some(Fault::Registration(error)) if error.is_duplicate() => {
                     choice.take_quic_back(current.edge);
                     current.retire.cancel();
                 }
-                Some(Fault::Transport { .. }) => choice.leave_quic(current.edge, &fault_text(fault.as_ref())),
+                Some(fault @ Fault::Transport { .. }) => choice.leave_quic(current.edge, &Chain(fault).to_string()),
                 _ => choice.stand_down(current.edge, self.index),
             }
         }
@@ -171,8 +164,4 @@ impl Keeper {
         self.shared.addresses.failed(self.index, current.edge);
         fault
     }
-}
-
-fn fault_text(fault: Option<&Fault>) -> String {
-    fault.map(|fault| Chain(fault).to_string()).unwrap_or_default()
 }
