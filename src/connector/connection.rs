@@ -14,6 +14,7 @@ use super::{
     attempt::{Fault, Live},
     drain,
     liveness::{Liveness, Look, Trouble},
+    status::Holder,
 };
 use crate::{
     proxy::{self, Via},
@@ -57,7 +58,11 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
         why_not_quic: shared.choice.why_not_quic(edge).filter(|_| via.transport == transport::Transport::Http2),
         unregistered: false,
     };
-    shared.status.send_modify(|status| status.registered(index, state));
+    // One that was set aside before it served leaves the place to the one that took it.
+    let mut holder = Holder::default();
+    if !line.retire.is_cancelled() {
+        shared.status.send_modify(|status| holder = status.registered(index, state));
+    }
     let control = Arc::new(control);
     let local_rules = async {
         if index == 0 && !registered.remotely_managed {
@@ -112,7 +117,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
                 Look::Dead => break transport::Error::Silent,
             },
             () = ending.as_mut() => {
-                shared.status.send_modify(|status| status.unregistered(index, registered.connection));
+                shared.status.send_modify(|status| status.unregistered(index, holder));
                 let cut =
                     drain::drain(shared, via, &mut session, control.clone(), &streams, &calls, &mut liveness).await;
                 if cut > 0 && shared.grace_is_over() {
@@ -123,7 +128,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Lin
             }
         }
     };
-    shared.status.send_modify(|status| status.ended(index, registered.connection));
+    shared.status.send_modify(|status| status.ended(index, holder));
     drop(local_rules);
     drop(control);
     session.close().await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use adit::wire::registration::{EdgeCall, Refusal};
 
 use crate::{
+    harness::eventually,
     raw_edge::{RawEdge, Udp, accept, registered, soon, upgrade},
     raw_service::rules,
 };
@@ -229,7 +230,7 @@ async fn in_no_state_does_a_connector_try_in_a_tight_loop() {
 #[tokio::test]
 async fn two_transports_that_register_at_once_both_finish_what_they_were_sent() {
     let edge = RawEdge::new().await;
-    let _connector = edge.connector("auto", &rules().await).await;
+    let connector = edge.connector("auto", &rules().await).await;
     let (quic, answer) = edge.quic_asked().await;
     let mut http2 = edge.h2_peer().await;
     // The edge took both. Whichever answer came last, what was sent over either is answered, and one of them leaves.
@@ -245,5 +246,8 @@ async fn two_transports_that_register_at_once_both_finish_what_they_were_sent() 
             assert!(matches!(call, Some(EdgeCall::Unregister(_))));
             quic.serves("the other's leave").await;
         }
-    }
+    } // The one that stays is the one that counts.
+    eventually("one leaves", async || connector.metrics.expose().contains("cloudflared_tunnel_ha_connections 1")).await;
+    let ready = connector.page("/ready").await;
+    assert!(ready.0 == 200 && ready.1.contains("\"readyConnections\":1"), "{ready:?}");
 }
