@@ -10,7 +10,7 @@ use crate::{
     raw_edge::{RawEdge, accept, registered, soon, upgrade},
     raw_frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
-        SETTINGS, WINDOW_UPDATE, block, frame, get, integer, request,
+        SETTINGS, WINDOW_UPDATE, block, frame, get, integer, request, sieges,
     },
     raw_service::rules,
 };
@@ -81,15 +81,6 @@ async fn siege(what: &str, attack: impl AsyncFnOnce(&Frames<TlsStream<TcpStream>
 /// Odd numbers from here on, for streams of an attack.
 fn stream(at: usize) -> u32 {
     101 + 2 * at as u32
-}
-
-macro_rules! sieges {
-    ($($name:ident: $attack:expr;)+) => {$(
-        #[tokio::test]
-        async fn $name() {
-            siege(&stringify!($name).replace('_', " "), $attack).await;
-        }
-    )+};
 }
 
 sieges! {

@@ -14,7 +14,7 @@ use crate::{
     raw_edge::soon,
     raw_frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM,
-        SETTINGS, WINDOW_UPDATE, block, frame, get, integer, request,
+        SETTINGS, WINDOW_UPDATE, block, frame, get, integer, request, sieges,
     },
 };
 
@@ -105,15 +105,6 @@ async fn siege(what: &str, attack: impl AsyncFnOnce(&Frames<TcpStream>)) {
 /// Odd numbers from 1 on.
 fn stream(at: usize) -> u32 {
     1 + 2 * at as u32
-}
-
-macro_rules! sieges {
-    ($($name:ident: $attack:expr;)+) => {$(
-        #[tokio::test]
-        async fn $name() {
-            siege(&stringify!($name).replace('_', " "), $attack).await;
-        }
-    )+};
 }
 
 sieges! {

@@ -35,9 +35,7 @@ async fn start_without_udp(fault: Fault) {
     let mut world = World::new();
     world.edge(0);
     // The edge itself is there, as over a path whose UDP is blocked.
-    while tokio::net::TcpStream::connect(world.door(0)).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    world.opens().await;
     world.udp(fault);
     let address = world.edge_address(0).to_string();
     let started = Instant::now();
@@ -106,9 +104,7 @@ async fn restart(protocol: &str) {
     world.signal(edge, "KILL");
     tokio::time::sleep(SECOND * 2).await;
     world.edge(0);
-    while tokio::net::TcpStream::connect(world.door(0)).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    world.opens().await;
     let took = world.back_after(Instant::now(), SECOND * 30).await;
     report(&format!("{protocol}: back after the edge was killed and restarted"), took, SECOND * 5);
 }
@@ -153,9 +149,7 @@ async fn a_start_without_dns_waits_and_a_lost_dns_changes_nothing() {
     world.signal(edge, "KILL");
     tokio::time::sleep(SECOND * 2).await;
     world.edge(0);
-    while tokio::net::TcpStream::connect(world.door(0)).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    world.opens().await;
     let took = world.back_after(Instant::now(), SECOND * 30).await;
     report("the edge restarts while DNS is lost", took, SECOND * 5);
 }

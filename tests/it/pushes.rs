@@ -198,7 +198,7 @@ async fn under_load(over: Over) {
 }
 
 async fn draining(over: Over) {
-    let (service, mut arrival, release) = held().await;
+    let (service, mut arrival, release) = held("late").await;
     let lab = Lab::start(over, &rule(format!("http://{service}"))).await;
     let session = lab.edge.registry().of(lab.token.tunnel)[0].clone();
     let pusher = Pusher::new();

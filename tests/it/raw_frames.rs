@@ -249,3 +249,14 @@ async fn read<S: AsyncRead + AsyncWrite + Send + 'static>(
     }
     told.send_modify(|said| said.closed = true);
 }
+
+/// Makes a test of each attack: `NAME: ATTACK;` calls `siege(name, ATTACK)` where it stands.
+macro_rules! sieges {
+    ($($name:ident: $attack:expr;)+) => {$(
+        #[tokio::test]
+        async fn $name() {
+            siege(&stringify!($name).replace('_', " "), $attack).await;
+        }
+    )+};
+}
+pub(crate) use sieges;

@@ -220,9 +220,10 @@ async fn remote_config(over: Over) {
     lab.finish().await;
 }
 
-/// A service that answers when it is told to, and the arrivals of its requests.
-pub(crate) async fn held()
--> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<()>, std::sync::Arc<tokio::sync::Notify>) {
+/// A service that answers so when it is told to, and the arrivals of its requests.
+pub(crate) async fn held(
+    answer: &'static str,
+) -> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<()>, std::sync::Arc<tokio::sync::Notify>) {
     let (arrived, arrival) = tokio::sync::mpsc::channel(8);
     let release = std::sync::Arc::new(tokio::sync::Notify::new());
     let released = release.clone();
@@ -232,7 +233,7 @@ pub(crate) async fn held()
             if peer.head().await.is_some() {
                 let _ = arrived.send(()).await;
                 released.notified().await;
-                peer.ok("late").await;
+                peer.ok(answer).await;
             }
         }
     });
@@ -240,7 +241,7 @@ pub(crate) async fn held()
 }
 
 async fn generations(over: Over) {
-    let (service, mut arrival, release) = held().await;
+    let (service, mut arrival, release) = held("late").await;
     let mut lab = Lab::edge_only().await;
     let hangup = lab.connect_following(over, &rule(format!("http://{service}")), |flags| flags).await;
     lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.unwrap();

@@ -1,6 +1,9 @@
 //! Rules that the edge pushes from a file beside its `tunnels.yml`.
 
-use crate::harness::{LIMIT, Lab, Over, eventually, over_both, peer::scripted};
+use crate::{
+    harness::{LIMIT, Lab, Over, eventually, over_both},
+    reload::held,
+};
 
 pub(crate) fn status(status: u16) -> String {
     format!("ingress:\n  - service: http_status:{status}\n")
@@ -129,20 +132,7 @@ async fn connect_witness(witness: &mut Lab, over: Over) {
 }
 
 async fn in_flight(over: Over) {
-    let (arrived, mut arrival) = tokio::sync::mpsc::channel(8);
-    let release = std::sync::Arc::new(tokio::sync::Notify::new());
-    let released = release.clone();
-    let service = scripted(move |mut peer| {
-        let (arrived, released) = (arrived.clone(), released.clone());
-        async move {
-            if peer.head().await.is_some() {
-                let _ = arrived.send(()).await;
-                released.notified().await;
-                peer.ok("of the old rules").await;
-            }
-        }
-    })
-    .await;
+    let (service, mut arrival, release) = held("of the old rules").await;
     let mut lab = edge_with(&format!("ingress:\n  - service: http://{service}\n")).await;
     connect(&mut lab, over, "", 1).await;
     eventually("the rules are there", async || version(&lab).await > 0).await;

@@ -7,6 +7,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use super::process::memory_of;
+
 pub(crate) struct Program(Child);
 
 impl Program {
@@ -29,9 +31,7 @@ impl Program {
 
     /// Resident memory in KiB: now (`VmRSS`) or at most so far (`VmHWM`).
     pub(crate) fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").trim().parse().unwrap()
+        memory_of(self.0.id().unwrap(), field)
     }
 
     /// Prints and bounds what the process grew by since it held `before` KiB.

@@ -102,8 +102,13 @@ impl Process {
 
     /// Resident memory in KiB: now (`VmRSS`) or at most so far (`VmHWM`).
     pub(crate) fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.connector.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").trim().parse().unwrap()
+        memory_of(self.connector.pid(), field)
     }
+}
+
+/// Resident memory of a process in KiB: now (`VmRSS`) or at most so far (`VmHWM`).
+pub(crate) fn memory_of(process: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").trim().parse().unwrap()
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Answer, LIMIT, eventually};
+use super::{Answer, LIMIT, eventually, process::memory_of};
 
 /// A running `adit`, killed when the test ends.
 pub(crate) struct Program {
@@ -53,9 +53,7 @@ impl Program {
 
     /// A field of `/proc/…/status` in KiB: `VmRSS` now, `VmHWM` at most so far.
     pub(crate) fn memory(&self, field: &str) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").trim().parse().unwrap()
+        memory_of(self.child.id(), field)
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::harness::{Answer, HOSTS};
+use crate::harness::{Answer, HOSTS, eventually};
 
 /// Only one world at a time has a number.
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -110,7 +110,7 @@ impl World {
         (self.address(34), 8080 + which).into()
     }
 
-    /// Where a connector's admin address is, from inside its namespace.
+    /// What the edges, or the connector, have logged.
     pub(super) fn log(&self, name: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(format!("{name}.log"))).unwrap_or_default()
     }
@@ -218,6 +218,11 @@ impl World {
     /// Sends a signal to one of the processes.
     pub(super) fn signal(&self, process: u32, signal: &str) {
         run(&format!("kill -{signal} {process}"));
+    }
+
+    /// Waits until the first edge's door is open.
+    pub(super) async fn opens(&self) {
+        eventually("the door opens", async || TcpStream::connect(self.door(0)).await.is_ok()).await;
     }
 
     /// One request; whether it was answered 200 within `limit`.
