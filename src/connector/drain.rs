@@ -80,12 +80,15 @@ pub(super) async fn drain(
             return streams.len();
         }
         tokio::select! {
-            pending = session.accept() => match pending {
-                Ok(pending) if now < deadline => start(shared, streams, calls, via, pending),
-                Ok(pending) => refuse(shared, pending),
-                // Streams of a connection that is gone end by themselves.
-                Err(_) => return streams.len(),
-            },
+            pending = session.accept() => {
+                match pending {
+                    Ok(pending) if now < deadline => start(shared, streams, calls, via, pending),
+                    Ok(pending) => refuse(shared, pending),
+                    // Streams of a connection that is gone end by themselves.
+                    Err(_) => return streams.len(),
+                }
+                tokio::task::coop::consume_budget().await;
+            }
             outcome = &mut answer, if told == Told::Asked => {
                 told = if outcome == Ok(true) { Told::Answered } else { Told::Unheard };
             }

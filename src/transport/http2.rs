@@ -51,7 +51,7 @@ fn builder() -> h2::server::Builder {
         // Per stream, not per connection: 1,000 slow readers hold 64 MiB at most.
         .max_send_buffer_size(64 << 10)
         // One connection carries everybody's visitors, who leave when they like and may send nonsense: with the usual
-        // limits (20 and 1,024) a few of them would end it for all. Four thousand at once held 15 MiB; a stream that
+        // limits (20 and 1,024) a few of them would end it for all. Four thousand at once hold 4 MiB; a stream that
         // made no sense costs that stream.
         .max_pending_accept_reset_streams(4_096)
         .max_local_error_reset_streams(None)
