@@ -15,7 +15,7 @@ use crate::{
     connector::{Connector, ConnectorConfig, Parts, Status, discovery::EdgeSource, rules::Rules},
     credentials::Token,
     metrics::Metrics,
-    proxy::{Flows, Proxy},
+    proxy::{Flows, Ground, Proxy},
     secrets,
     shutdown::Tasks,
     tls::EdgeTls,
@@ -51,7 +51,8 @@ impl ConnectorApp {
         let tls =
             EdgeTls::new(config.edge_ca.as_deref(), config.post_quantum).context("trust for the edge (--cacert)")?;
         let metrics = Arc::new(Metrics::new());
-        let rules = Rules::new((&config).into(), metrics.clone(), forbidden).map_err(|error| anyhow::anyhow!(error))?;
+        let ground = Ground { metrics: metrics.clone(), forbidden, keyring: Arc::default() };
+        let rules = Rules::new((&config).into(), ground).map_err(|error| anyhow::anyhow!(error))?;
         let connector = Uuid::new_v4();
         let live = Live::new(&config, connector)?;
         Ok(Self { config, search, admin, connector, metrics, tls, rules, live, reloading: None, tasks })

@@ -12,6 +12,12 @@ pub enum Code {
     AccessRequired,
     /// The request's body is larger than the rule allows.
     BodyTooLarge,
+    /// The visitor's certificate does not prove what it says.
+    CallerInvalid,
+    /// The visitor has no certificate.
+    CallerMissing,
+    /// The visitor is known, and may not do this.
+    CallerNotAllowed,
     /// The grace period is over and the connection about to close.
     Draining,
     /// The body has no length where the rule needs one.
@@ -26,6 +32,8 @@ pub enum Code {
     OriginExpired,
     /// The service's certificate is for another name.
     OriginIdentity,
+    /// The service did not ask for a certificate where it has to.
+    OriginNotAsking,
     /// The service took too long to be reached or to answer.
     OriginTimeout,
     /// The service refused the TLS handshake.
@@ -36,15 +44,20 @@ pub enum Code {
     OriginUntrusted,
     /// As many requests as the rule allows are in flight.
     Overloaded,
+    /// The path can be read in two ways, and what is allowed depends on it.
+    PathAmbiguous,
     /// The request itself is not usable for this kind of service.
     RequestInvalid,
 }
 
 impl Code {
     /// Every code, for metrics that show zeros.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::AccessRequired,
         Self::BodyTooLarge,
+        Self::CallerInvalid,
+        Self::CallerMissing,
+        Self::CallerNotAllowed,
         Self::Draining,
         Self::LengthRequired,
         Self::NoConfiguration,
@@ -52,11 +65,13 @@ impl Code {
         Self::OriginProtocol,
         Self::OriginExpired,
         Self::OriginIdentity,
+        Self::OriginNotAsking,
         Self::OriginTimeout,
         Self::OriginTlsRefused,
         Self::OriginUnreachable,
         Self::OriginUntrusted,
         Self::Overloaded,
+        Self::PathAmbiguous,
         Self::RequestInvalid,
     ];
 
@@ -65,6 +80,9 @@ impl Code {
         match self {
             Self::AccessRequired => "access-required",
             Self::BodyTooLarge => "body-too-large",
+            Self::CallerInvalid => "caller-invalid",
+            Self::CallerMissing => "caller-missing",
+            Self::CallerNotAllowed => "caller-not-allowed",
             Self::Draining => "draining",
             Self::LengthRequired => "length-required",
             Self::NoConfiguration => "no-configuration",
@@ -72,11 +90,13 @@ impl Code {
             Self::OriginProtocol => "origin-protocol",
             Self::OriginExpired => "origin-expired",
             Self::OriginIdentity => "origin-identity",
+            Self::OriginNotAsking => "origin-not-asking",
             Self::OriginTimeout => "origin-timeout",
             Self::OriginTlsRefused => "origin-tls-refused",
             Self::OriginUnreachable => "origin-unreachable",
             Self::OriginUntrusted => "origin-untrusted",
             Self::Overloaded => "overloaded",
+            Self::PathAmbiguous => "path-ambiguous",
             Self::RequestInvalid => "request-invalid",
         }
     }
@@ -84,15 +104,15 @@ impl Code {
     /// The status a visitor sees. 525 and 526 are Cloudflare's words for TLS trouble behind an edge.
     pub fn status(self) -> StatusCode {
         let status = match self {
-            Self::RequestInvalid => 400,
-            Self::AccessRequired => 403,
+            Self::PathAmbiguous | Self::RequestInvalid => 400,
+            Self::AccessRequired | Self::CallerInvalid | Self::CallerMissing | Self::CallerNotAllowed => 403,
             Self::NotFound => 404,
             Self::LengthRequired => 411,
             Self::BodyTooLarge => 413,
             Self::OriginProtocol | Self::OriginUnreachable => 502,
             Self::Draining | Self::NoConfiguration | Self::Overloaded => 503,
             Self::OriginTimeout => 504,
-            Self::OriginTlsRefused => 525,
+            Self::OriginNotAsking | Self::OriginTlsRefused => 525,
             Self::OriginExpired | Self::OriginIdentity | Self::OriginUntrusted => 526,
         };
         StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)

@@ -9,8 +9,10 @@ pub(crate) mod duration;
 mod explain;
 mod export;
 mod flags;
+mod guard;
 mod health;
 mod hostname;
+mod inner_hop;
 mod ip_rules;
 mod json;
 mod layers;
@@ -35,14 +37,20 @@ mod tree;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::allowlist::Allowlist;
+pub use self::allowlist::{Allowlist, ServicePattern};
 pub use self::explain::{ExplainError, explain};
 pub use self::export::{adit_push, config_view, local_push};
 pub use self::flags::Flags;
+pub use self::guard::Guard;
 pub use self::health::{Health, HealthCheck};
 pub use self::hostname::{Hostname, HostnameError, normal_host};
+pub use self::inner_hop::{
+    Allow, CallerHeaders, Callers, Hop, HopEntry, Hops, IdentitySource, InnerHop, MutualTls, NamedIdentity, RelayedBy,
+    SecretRef,
+};
 pub use self::ip_rules::{IpRule, IpRules, Prefix};
 pub use self::limits::{Forwarded, Limits, ProxyProtocol};
 pub use self::load::{Loaded, Source, load, parse_file, search_directories};
@@ -112,6 +120,10 @@ pub struct Config {
     pub limits: Limits,
     /// `None`: neither the file nor the single-origin flags name a service.
     pub ingress: Option<Ingress>,
+    /// What is proven and demanded between adit and services.
+    pub inner_hop: Arc<InnerHop>,
+    /// Listeners in front of services that cannot do mutual TLS.
+    pub guards: Vec<Guard>,
     /// Settings of private-network traffic.
     pub warp_routing: WarpRouting,
     /// The settings reported to the edge with local rules, as `(name, value)` (protocol.md section

@@ -15,6 +15,7 @@ pub mod backoff;
 pub mod code;
 pub mod credentials;
 pub mod follow;
+pub mod identity;
 pub mod shutdown;
 pub mod telemetry;
 
@@ -30,7 +31,8 @@ pub mod secrets;
 // 3: bytes into keys
 pub mod tls;
 
-// 4: connections to an edge and the streams on them
+// 4: connections to an edge and the streams on them; who may send what
+pub mod callers;
 pub mod transport;
 
 // 5: services; a request body is the visitor's half of a stream

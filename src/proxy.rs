@@ -34,7 +34,7 @@ use crate::{
 };
 use record::Record;
 pub use record::is_probe;
-pub use routes::{Route, Routes};
+pub use routes::{Ground, Route, Routes, Sources, Way};
 pub use tcp::Flows;
 pub use upkeep::upkeep;
 
@@ -103,11 +103,22 @@ async fn request(
     if route.access_required {
         return refuse(record, responder, Code::AccessRequired).await;
     }
+    let Some(way) = route.way(&normal_host(host)) else {
+        record.because("no entry of innerHop.rules is for this host and service");
+        return refuse(record, responder, Code::CallerNotAllowed).await;
+    };
     let Some(_place) = route.limiter.enter() else {
         record.because("maxConcurrent requests are in flight");
         return refuse(record, responder, Code::Overloaded).await;
     };
-    match &route.origin {
+    let permit = match way.policy.admit(None) {
+        Ok(permit) => permit,
+        Err(denied) => {
+            record.because(denied);
+            return refuse(record, responder, denied.code()).await;
+        }
+    };
+    match way.open(&permit) {
         Origin::Http(origin) => http::forward(proxy, route, origin, record, head, responder, recv).await,
         Origin::Status(status) => {
             record.status = *status;

@@ -2,7 +2,9 @@
 //!
 //! One crypto provider (aws-lc-rs), passed explicitly. Reads no file of its own accord but those it is told.
 
+pub mod callers;
 pub mod issue;
+pub mod keyring;
 pub mod material;
 mod unverified;
 

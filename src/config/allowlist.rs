@@ -27,7 +27,7 @@ impl Allowlist {
 ///
 /// An address is matched whole, never by labels; names are not resolved, links are not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ServicePattern {
+pub struct ServicePattern {
     /// With the host `star` in place of every `*`, and port 1 for `:*`.
     like: Service,
     host: Vec<Label>,

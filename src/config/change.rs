@@ -12,6 +12,8 @@ impl Config {
             warp_routing: _,
             remote_config: _,
             limits: _,
+            inner_hop: _,
+            guards: _,
             max_active_flows: _,
             tags: _,
             loglevel: _,

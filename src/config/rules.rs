@@ -1,7 +1,10 @@
 //! `ingress`: the ordered rules, each checked, all mistakes reported together.
 
+use std::sync::Arc;
+
 use super::health::{self, Health};
 use super::hostname::Hostname;
+use super::inner_hop::Hops;
 use super::limits::{Forwarded, Limits};
 use super::mistakes::Place;
 use super::origin::{self, OriginOptions, OriginPatch, ProxyType};
@@ -42,6 +45,8 @@ pub struct Rule {
     pub limits: Limits,
     /// What the service hears of the visitor's address.
     pub forwarded: Forwarded,
+    /// What holds between adit and the services.
+    pub hops: Hops,
     /// Index in the list, counted from 0.
     pub position: usize,
 }
@@ -82,6 +87,7 @@ impl Ingress {
             origin: origin.clone(),
             limits: Limits::default(),
             forwarded: Forwarded::default(),
+            hops: Hops::always(Arc::default()),
             position: 0,
         };
         Self { rules: vec![rule], defaults: origin }
@@ -157,8 +163,20 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
         origin.bastion_mode |= service == Service::Bastion;
         origin.proxy_protocol = raw.own.proxy_protocol;
         let Own { limits, forwarded, .. } = raw.own;
-        let rule =
-            Rule { hostname, path: pattern, service, spelling, others, health, origin, limits, forwarded, position };
+        let hops = Hops::always(Arc::default());
+        let rule = Rule {
+            hostname,
+            path: pattern,
+            service,
+            spelling,
+            others,
+            health,
+            origin,
+            limits,
+            forwarded,
+            hops,
+            position,
+        };
         remarks(reader, &raw, &rule, &path);
         raw.own.check(reader, &rule, &path);
         rules.push(rule);

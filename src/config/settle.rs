@@ -43,6 +43,8 @@ impl Parts {
         let bind: Option<IpAddr> = stacked.edge_bind_address.and_then(|text| text.parse().ok());
         let tags = stacked.tag.iter().filter_map(|tag| tag.split_once('='));
         Config {
+            inner_hop: std::sync::Arc::default(),
+            guards: Vec::new(),
             tunnel,
             secret,
             protocol: protocol(stacked.protocol.as_deref(), report),

@@ -7,15 +7,15 @@
 
 mod maker;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    config::{Config, Ingress, Limits, PushedBy, RemoteConfigMode, WarpRouting},
-    metrics::{Metrics, Outcome},
-    proxy::{self, Routes},
+    config::{Config, Ingress, InnerHop, Limits, PushedBy, RemoteConfigMode, WarpRouting},
+    metrics::Outcome,
+    proxy::{self, Ground, Routes},
     shutdown::Tasks,
     wire::calls::{Applied, Push},
 };
@@ -30,6 +30,7 @@ pub struct Local {
     /// Of rules that have none of their own, pushed ones too; the file's already have them.
     limits: Limits,
     max_active_flows: Option<u64>,
+    inner_hop: Arc<InnerHop>,
 }
 
 impl From<&Config> for Local {
@@ -40,6 +41,7 @@ impl From<&Config> for Local {
             mode: config.remote_config.clone(),
             limits: config.limits,
             max_active_flows: config.max_active_flows,
+            inner_hop: config.inner_hop.clone(),
         }
     }
 }
@@ -90,8 +92,8 @@ impl Rules {
     /// # Errors
     ///
     /// When they cannot be used, with every reason.
-    pub fn new(local: Local, metrics: Arc<Metrics>, forbidden: Arc<[SocketAddr]>) -> Result<Self, String> {
-        let maker = Maker { metrics, forbidden };
+    pub fn new(local: Local, ground: Ground) -> Result<Self, String> {
+        let maker = Maker(ground);
         let (routes, _) = watch::channel(Arc::new(maker.of_file(&local)?));
         Ok(Self { routes, local: Arc::new(local), maker, accepted: None, held: None, told: None })
     }
@@ -105,7 +107,7 @@ impl Rules {
     pub fn start(mut self, tasks: &Tasks) -> Inbox {
         let (pushes, mut pushed) = mpsc::channel::<Push>(8);
         let (reloads, mut changed) = mpsc::channel::<Reload>(1);
-        tasks.attend(proxy::upkeep(self.routes.subscribe(), self.maker.metrics.clone()));
+        tasks.attend(proxy::upkeep(self.routes.subscribe(), self.maker.0.metrics.clone()));
         tasks.attend(async move {
             loop {
                 tokio::select! {
@@ -132,7 +134,7 @@ impl Rules {
     /// Applies a push, or refuses it whole.
     async fn push(&mut self, pushed: Pushed) -> Applied {
         let (version, current) = (pushed.version, self.version());
-        let metrics = &self.maker.metrics.configuration;
+        let metrics = &self.maker.0.metrics.configuration;
         if version <= current {
             metrics.pushed(Outcome::Unchanged);
             return Applied { version: current, error: String::new() };
@@ -216,7 +218,7 @@ impl Rules {
 
     /// Rules that serve the same are left alone, with the connections to their services.
     fn put_in_force(&self, routes: Routes) {
-        self.maker.metrics.configuration.in_force(routes.version);
+        self.maker.0.metrics.configuration.in_force(routes.version);
         self.routes.send_if_modified(|current| {
             let differs = !current.same_as(&routes);
             if differs {
@@ -237,7 +239,7 @@ mod tests {
     }
 
     fn rules(yaml: &str) -> Rules {
-        Rules::new(local(yaml), Arc::new(Metrics::new()), Arc::from([])).unwrap()
+        Rules::new(local(yaml), Ground::bare(Arc::new(crate::metrics::Metrics::new()))).unwrap()
     }
 
     fn to(service: &str) -> String {

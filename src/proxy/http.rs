@@ -318,9 +318,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{Flags, WarpRouting, parse_file},
+        config::{Flags, parse_file},
         metrics::Metrics,
-        proxy::Routes,
+        proxy::{Ground, Routes},
         wire::{connect::root_target, headers::TRACE_ID},
     };
 
@@ -329,7 +329,7 @@ mod tests {
         let file = "ingress: [ { service: \"http://localhost:1\", originRequest: { httpHostHeader: inner } } ]";
         let config = parse_file("f", file, &Flags::default(), |_| None).unwrap().config;
         let metrics = Arc::new(Metrics::new());
-        let routes = Routes::new(config.ingress, WarpRouting::default(), -1, &metrics, &Arc::from([])).unwrap();
+        let routes = Routes::new((&config).into(), &Ground::bare(metrics.clone())).unwrap();
         let routes = Arc::new(routes);
         let tag = HeaderName::from_static("cf-warp-tag-id");
         let proxy = Proxy {

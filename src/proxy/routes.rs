@@ -6,7 +6,8 @@ use ::http::HeaderValue;
 
 use super::limits::Limiter;
 use crate::{
-    config::{Forwarded, Ingress, IpRules, ProxyProtocol, ProxyType, WarpRouting},
+    callers::{Permit, Policy},
+    config::{Config, Forwarded, Hostname, Ingress, InnerHop, IpRules, ProxyProtocol, ProxyType, Rule, WarpRouting},
     ingress::{Pattern, Table},
     metrics::{Generation, Metrics, RuleMetrics},
     origin::{
@@ -14,14 +15,74 @@ use crate::{
         dial::{Dialer, limit},
         resolve::Resolver,
     },
-    tls,
+    tls::{self, keyring::Keyring},
 };
 
-/// A rule with its service.
+/// What routes are made with, whatever the rules say.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Addresses that no rule may dial.
+    pub forbidden: Arc<[SocketAddr]>,
+    /// Identities and trust of one generation.
+    pub keyring: Arc<Keyring>,
+}
+
+impl Ground {
+    /// Nothing is forbidden, nothing is secret.
+    pub fn bare(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, forbidden: Arc::from([]), keyring: Arc::default() }
+    }
+}
+
+/// What routes are made of.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The rules; `None`: there are none yet.
+    pub ingress: Option<Ingress>,
+    /// Settings of streams without a rule.
+    pub warp: WarpRouting,
+    /// What the file says of the inner hop, whoever the rules are from.
+    pub inner_hop: Arc<InnerHop>,
+    /// Version of a pushed configuration, −1 for the file's.
+    pub version: i32,
+}
+
+impl From<&Config> for Sources {
+    /// The file's own.
+    fn from(config: &Config) -> Self {
+        Self {
+            ingress: config.ingress.clone(),
+            warp: config.warp_routing.clone(),
+            inner_hop: config.inner_hop.clone(),
+            version: -1,
+        }
+    }
+}
+
+/// The way to a rule's services for some hosts: what is proven and demanded there has its own connections.
+#[derive(Debug)]
+pub struct Way {
+    /// `None`: any host.
+    hostname: Option<Hostname>,
+    origin: Origin,
+    /// Who may ask.
+    pub policy: Policy,
+}
+
+impl Way {
+    /// What answers, for whoever has leave.
+    pub fn open(&self, _: &Permit) -> &Origin {
+        &self.origin
+    }
+}
+
+/// A rule with its services.
 #[derive(Debug)]
 pub struct Route {
-    /// What answers.
-    pub origin: Origin,
+    /// In order; a request whose host none is for is refused.
+    ways: Vec<Way>,
     /// Counters of this rule.
     pub metrics: RuleMetrics,
     /// What the service sees as Host, if not the visitor's.
@@ -54,6 +115,8 @@ pub struct Routes {
     pub warp_dialer: Dialer,
     /// Settings of streams without a rule.
     pub warp: WarpRouting,
+    /// What the file says of the inner hop.
+    pub inner_hop: Arc<InnerHop>,
     _alive: Generation,
 }
 
@@ -63,18 +126,13 @@ impl Routes {
     /// # Errors
     ///
     /// When a rule's root file cannot be used, with the rule's number.
-    pub fn new(
-        ingress: Option<Ingress>,
-        warp: WarpRouting,
-        version: i32,
-        metrics: &Metrics,
-        forbidden: &Arc<[SocketAddr]>,
-    ) -> Result<Self, String> {
+    pub fn new(sources: Sources, ground: &Ground) -> Result<Self, String> {
+        let Sources { ingress, warp, inner_hop, version } = sources;
         let system = tls::SystemRoots::default();
         let mut rows = Vec::new();
         let mut mistakes = Vec::new();
         for rule in ingress.iter().flat_map(|ingress| &ingress.rules) {
-            match Route::new(rule, metrics, forbidden, &system) {
+            match Route::new(rule, ground, &system) {
                 Ok(route) => rows.push((Pattern::from(rule), route)),
                 Err(error) => mistakes.push(format!("rule {}: {error}", rule.position)),
             }
@@ -90,18 +148,22 @@ impl Routes {
                 connect_timeout: limit(warp.connect_timeout),
                 keep_alive: warp.tcp_keep_alive,
                 race: false,
-                forbidden: forbidden.clone(),
+                forbidden: ground.forbidden.clone(),
                 resolver: Resolver::System,
             },
             warp,
-            _alive: metrics.configuration.generation(),
+            inner_hop,
+            _alive: ground.metrics.configuration.generation(),
         })
     }
 
     /// Whether requests would be served the same.
     pub fn same_as(&self, other: &Self) -> bool {
         let asked = |routes: &Self| (routes.version, routes.table.is_some());
-        asked(self) == asked(other) && self.ingress == other.ingress && self.warp == other.warp
+        asked(self) == asked(other)
+            && self.ingress == other.ingress
+            && self.warp == other.warp
+            && self.inner_hop == other.inner_hop
     }
 
     /// The rule for a request; `None` while there are no rules at all.
@@ -111,7 +173,7 @@ impl Routes {
 
     /// Every rule's service, in order.
     pub(super) fn origins(&self) -> impl Iterator<Item = &Origin> {
-        self.rows().map(|(_, route)| &route.origin)
+        self.rows().flat_map(|(_, route)| route.origins())
     }
 
     /// Every rule, in order.
@@ -121,12 +183,17 @@ impl Routes {
 }
 
 impl Route {
-    fn new(
-        rule: &crate::config::Rule,
-        metrics: &Metrics,
-        forbidden: &Arc<[SocketAddr]>,
-        system: &tls::SystemRoots,
-    ) -> Result<Self, RouteError> {
+    /// The way for a request's host in normal form; `None`: the request is refused.
+    pub fn way(&self, normal_host: &str) -> Option<&Way> {
+        self.ways.iter().find(|way| way.hostname.as_ref().is_none_or(|hostname| hostname.matches(normal_host)))
+    }
+
+    /// What answers on every way, in order; for whoever attends to services.
+    pub(super) fn origins(&self) -> impl Iterator<Item = &Origin> {
+        self.ways.iter().map(|way| &way.origin)
+    }
+
+    fn new(rule: &Rule, ground: &Ground, system: &tls::SystemRoots) -> Result<Self, RouteError> {
         let options = &rule.origin;
         if options.access.required {
             tracing::warn!(
@@ -142,9 +209,17 @@ impl Route {
             .as_deref()
             .map(|host| HeaderValue::from_str(host).map_err(|_| RouteError::HostHeader))
             .transpose()?;
+        let choices = rule.hops.choices.iter().map(|(hostname, hop)| (hostname.clone(), hop));
+        let ways = choices
+            .chain(rule.hops.otherwise.iter().map(|hop| (None, hop)))
+            .map(|(hostname, _hop)| {
+                let origin = Origin::new(rule, &ground.metrics, &ground.forbidden, system)?;
+                Ok(Way { hostname, origin, policy: Policy::open() })
+            })
+            .collect::<Result<_, RouteError>>()?;
         Ok(Self {
-            origin: Origin::new(rule, metrics, forbidden, system)?,
-            metrics: metrics.handles_of_rule(rule.position),
+            ways,
+            metrics: ground.metrics.handles_of_rule(rule.position),
             host_header,
             access_required: options.access.required,
             limiter: Limiter::new(rule.limits),

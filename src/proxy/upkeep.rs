@@ -5,8 +5,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::watch;
 
-use super::Routes;
+use super::{Route, Routes};
 use crate::{
+    ingress::Pattern,
     metrics::Metrics,
     origin::{Origin, balance::Balance},
 };
@@ -50,11 +51,15 @@ fn succeed(routes: &Routes, before: Option<&Routes>) {
 }
 
 fn judged(routes: &Routes) -> impl Iterator<Item = (String, &Balance)> {
-    routes.rows().filter_map(|(pattern, route)| {
-        let balance = route.origin.balance().filter(|balance| balance.is_judged())?;
+    routes.rows().flat_map(|(pattern, route)| judged_of(pattern, route))
+}
+
+fn judged_of<'a>(pattern: &'a Pattern, route: &'a Route) -> impl Iterator<Item = (String, &'a Balance)> {
+    route.origins().enumerate().filter_map(|(at, origin)| {
+        let balance = origin.balance().filter(|balance| balance.is_judged())?;
         let hostname = pattern.hostname.as_ref().map_or("", |hostname| hostname.as_str());
         // A host name has no blank.
-        Some((format!("{hostname} {}", pattern.path.as_ref().map_or("", |path| path.as_str())), balance))
+        Some((format!("{hostname} {at} {}", pattern.path.as_ref().map_or("", |path| path.as_str())), balance))
     })
 }
 

@@ -9,9 +9,9 @@ use std::{
 };
 
 use adit::{
-    config::{Flags, WarpRouting, parse_file},
+    config::{Flags, parse_file},
     metrics::Metrics,
-    proxy::{Routes, upkeep},
+    proxy::{Ground, Routes, upkeep},
     shutdown::Tasks,
 };
 use futures_util::{SinkExt, StreamExt};
@@ -294,9 +294,9 @@ async fn active_checks(over: Over) {
     lab.finish().await;
 }
 
-fn routes(yaml: &str, metrics: &Metrics) -> Arc<Routes> {
+fn routes(yaml: &str, metrics: &Arc<Metrics>) -> Arc<Routes> {
     let config = parse_file("t.yml", yaml, &Flags::default(), |_| None).unwrap().config;
-    Arc::new(Routes::new(config.ingress, WarpRouting::default(), -1, metrics, &Arc::from([])).unwrap())
+    Arc::new(Routes::new((&config).into(), &Ground::bare(metrics.clone())).unwrap())
 }
 
 #[tokio::test]

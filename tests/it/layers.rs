@@ -8,11 +8,11 @@ use std::{
 
 /// Top-level modules by layer; `lib.rs` lists them in the same order.
 const LAYERS: [&[&str]; 12] = [
-    &["backoff", "code", "credentials", "follow", "shutdown", "telemetry"],
+    &["backoff", "code", "credentials", "follow", "identity", "shutdown", "telemetry"],
     &["config", "metrics", "wire"],
     &["ingress", "secrets"],
     &["tls"],
-    &["transport"],
+    &["callers", "transport"],
     // Request bodies are the visitor's half of a stream.
     &["origin"],
     &["proxy"],

@@ -1,9 +1,10 @@
 //! Making routes of the file's rules and of the edge's, and saying why not.
 
-use std::{net::SocketAddr, sync::Arc};
-
 use super::{Local, Pushed};
-use crate::{config::RemoteConfig, metrics::Metrics, proxy::Routes};
+use crate::{
+    config::RemoteConfig,
+    proxy::{Ground, Routes, Sources},
+};
 
 /// Longest answer to a push. A refusal quotes the document, which may be megabytes of mistakes.
 pub(super) const MOST_REASONS: usize = 64 << 10;
@@ -17,17 +18,19 @@ pub(super) struct Refusal {
     pub(super) error: String,
 }
 
-/// What routes are made with.
+/// Makes routes; the ground may change under the same rules.
 #[derive(Clone, Debug)]
-pub(super) struct Maker {
-    pub(super) metrics: Arc<Metrics>,
-    /// Addresses no rule may dial.
-    pub(super) forbidden: Arc<[SocketAddr]>,
-}
+pub(super) struct Maker(pub(super) Ground);
 
 impl Maker {
     pub(super) fn of_file(&self, local: &Local) -> Result<Routes, String> {
-        Routes::new(local.ingress.clone(), local.warp.clone(), -1, &self.metrics, &self.forbidden)
+        let sources = Sources {
+            ingress: local.ingress.clone(),
+            warp: local.warp.clone(),
+            inner_hop: local.inner_hop.clone(),
+            version: -1,
+        };
+        Routes::new(sources, &self.0)
     }
 
     /// With the number of keys that nothing reads.
@@ -35,14 +38,13 @@ impl Maker {
         let parsed = RemoteConfig::judge(&pushed.json, pushed.by, &local.mode)
             .map_err(|refused| Refusal { held: refused.held, error: cut(refused.mistakes.to_string()) })?;
         let warp = parsed.warp_routing.limited(local.max_active_flows);
-        let routes = Routes::new(
-            Some(parsed.ingress.limited(local.limits)),
+        let sources = Sources {
+            ingress: Some(parsed.ingress.limited(local.limits)),
             warp,
-            pushed.version,
-            &self.metrics,
-            &self.forbidden,
-        )
-        .map_err(|error| Refusal { held: false, error: cut(error) })?;
+            inner_hop: local.inner_hop.clone(),
+            version: pushed.version,
+        };
+        let routes = Routes::new(sources, &self.0).map_err(|error| Refusal { held: false, error: cut(error) })?;
         Ok((routes, parsed.ignored_keys))
     }
 }

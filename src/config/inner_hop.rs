@@ -1,0 +1,185 @@
+//! `innerHop`: what adit proves to services, what they must prove, and who may ask for what.
+//!
+//! Names of secrets stand here, never their content.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use http::Method;
+
+use super::allowlist::ServicePattern;
+use super::hostname::Hostname;
+use crate::identity::{Digest, DnsPattern, Expect, SpiffePattern};
+
+/// A secret or a certificate that stands somewhere else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SecretRef {
+    /// `$CREDENTIALS_DIRECTORY/NAME`, systemd's.
+    Credential(String),
+    /// An environment variable, read once.
+    Env(String),
+    /// A file, followed.
+    File(PathBuf),
+    /// One key, a dotted path, of a JSON or YAML file.
+    FileKey {
+        /// The file.
+        file: PathBuf,
+        /// The dotted path.
+        key: String,
+    },
+}
+
+/// Where an identity comes from: one PEM bundle, or certificate and key apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IdentitySource {
+    /// Leaf and chain; the key too, if `key` is not given.
+    pub certificate: SecretRef,
+    /// The key.
+    pub key: Option<SecretRef>,
+}
+
+/// An identity by the name that rules know it by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamedIdentity {
+    /// For people, logs and metrics.
+    pub name: String,
+    /// Where it comes from.
+    pub source: IdentitySource,
+}
+
+/// How much the hop to a service must prove.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MutualTls {
+    /// Everywhere.
+    Always,
+    /// Nothing: a certificate is presented where one is asked for.
+    #[default]
+    Optional,
+    /// The other end of the stream does the TLS itself; for services that carry none of adit's.
+    Passthrough,
+    /// Everywhere but on loopback and unix sockets.
+    Remote,
+}
+
+/// What holds between adit and one service; everything inherited is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// How much is demanded.
+    pub mode: MutualTls,
+    /// The identity that is presented.
+    pub present: Option<NamedIdentity>,
+    /// What the service must prove to be; empty: the server name.
+    pub expect: Vec<Expect>,
+    /// Trust in services; `None`: the system's roots and `caPool`.
+    pub origin_trust: Option<Vec<SecretRef>>,
+    /// Who may ask; `None`: visitors are not asked who they are.
+    pub callers: Option<Arc<Callers>>,
+}
+
+/// Hops by host: which one a request of a rule takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hops {
+    /// In order, the first whose host matches; `None` is any host.
+    pub choices: Vec<(Option<Hostname>, Arc<Hop>)>,
+    /// When none matches; `None`: the request is refused.
+    pub otherwise: Option<Arc<Hop>>,
+}
+
+impl Hops {
+    /// One hop for every request.
+    pub fn always(hop: Arc<Hop>) -> Self {
+        Self { choices: Vec::new(), otherwise: Some(hop) }
+    }
+}
+
+/// How callers are known and what they may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callers {
+    /// Where trust begins.
+    pub trust_anchors: Vec<SecretRef>,
+    /// Certificates between, for callers who do not send them.
+    pub intermediates: Vec<SecretRef>,
+    /// Certificates that are valid by themselves.
+    pub allowlisted: Vec<SecretRef>,
+    /// Lists of revoked certificates.
+    pub crls: Vec<SecretRef>,
+    /// Requests without a valid certificate pass, marked as such.
+    pub allow_invalid_or_missing: bool,
+    /// Whose word on a visitor's certificate is believed.
+    pub relayed_by: RelayedBy,
+    /// What the service hears of the caller.
+    pub headers: Vec<CallerHeaders>,
+    /// In front of the fourteen names of [`CallerHeaders::XClientCert`]; ends in `-`.
+    pub header_prefix: String,
+    /// Who may do what; `None`: every valid caller everything, empty: nobody anything.
+    pub allow: Option<Vec<Allow>>,
+}
+
+/// Whose relayed certificate is believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RelayedBy {
+    /// `adit edge`, confirmed at registration and proven by `--edge-ca`: RFC 9440.
+    #[default]
+    AditEdge,
+    /// `Cf-Client-Cert-Der-Base64`.
+    Cloudflare,
+    /// `Client-Cert` and `Client-Cert-Chain` of any edge (RFC 9440).
+    Rfc9440,
+    /// `X-Forwarded-Client-Cert` of any edge.
+    Xfcc,
+}
+
+/// A family of headers that tells a service of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallerHeaders {
+    /// `Client-Cert` and `Client-Cert-Chain` (RFC 9440).
+    Rfc9440,
+    /// Fourteen headers with a free prefix.
+    XClientCert,
+    /// `X-Forwarded-Client-Cert`.
+    Xfcc,
+}
+
+/// An entry of `allow`: everything given must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// The SPIFFE ID.
+    pub id: Option<SpiffePattern>,
+    /// One of the DNS names.
+    pub dns: Option<DnsPattern>,
+    /// The digest of the certificate.
+    pub fingerprint: Option<Digest>,
+    /// The digest of the issuer's public key.
+    pub issuer: Option<Digest>,
+    /// The methods; `None`: all.
+    pub methods: Option<Vec<Method>>,
+    /// Prefixes of paths in their normal form; `None`: all.
+    pub paths: Option<Vec<String>>,
+}
+
+/// The file's `innerHop`, and the inline ones of its rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InnerHop {
+    /// The file has `innerHop` or `guard` somewhere: headers that speak of certificates are taken from every request.
+    pub strips: bool,
+    /// What holds where no entry matches; `None`: there is no section at the top.
+    pub top: Option<Arc<Hop>>,
+    /// `innerHop.rules`, in order.
+    pub entries: Vec<HopEntry>,
+    /// What the inline ones of the file's rules become once rules are pushed: they stand before `entries` then.
+    pub inline: Vec<HopEntry>,
+    /// Everything that may be presented, by name.
+    pub identities: BTreeMap<String, IdentitySource>,
+    /// Streams without a rule, `bastion` and `socks-proxy` are allowed under a mode that demands.
+    pub private_network: bool,
+}
+
+/// An entry of `innerHop.rules`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HopEntry {
+    /// Hosts of requests; `None`: any.
+    pub hostname: Option<Hostname>,
+    /// Services; `None`: any.
+    pub service: Option<ServicePattern>,
+    /// What holds there.
+    pub hop: Arc<Hop>,
+}
