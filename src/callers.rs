@@ -18,8 +18,8 @@ use crate::{
 pub struct Caller {
     /// What was shown.
     pub shown: Shown,
-    /// What the leaf says.
-    pub certificate: Certificate,
+    /// What the leaf says, if it is a certificate at all.
+    pub certificate: Option<Certificate>,
     /// The digest of the public key that signed the leaf, if the chain was verified.
     pub issuer_key: Option<Digest>,
     /// Whether any of it is proven.
@@ -28,3 +28,14 @@ pub struct Caller {
 
 /// Somebody, or nobody who is known.
 pub type MaybeCaller = Option<Arc<Caller>>;
+
+/// What an edge says of a visitor's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Relayed {
+    /// Something that cannot be read: a caller, and an invalid one.
+    Malformed,
+    /// There was none.
+    Nothing,
+    /// This.
+    Shown(Shown),
+}
