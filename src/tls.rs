@@ -6,6 +6,7 @@ pub mod callers;
 pub mod issue;
 pub mod keyring;
 pub mod material;
+pub mod possession;
 mod unverified;
 
 use std::{
