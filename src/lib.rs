@@ -16,6 +16,7 @@ pub mod code;
 pub mod credentials;
 pub mod follow;
 pub mod identity;
+pub mod places;
 pub mod shutdown;
 pub mod telemetry;
 
@@ -41,9 +42,10 @@ pub mod origin;
 // 6: rule, stream and service come together
 pub mod proxy;
 
-// 7: the two programs, strangers to each other
+// 7: the three programs, strangers to each other
 pub mod connector;
 pub mod edge;
+pub mod guard;
 
 // 8: shows them
 pub mod admin;

@@ -5,6 +5,7 @@
 pub mod announced;
 pub mod calls;
 pub mod connect;
+pub mod direct;
 pub mod framing;
 pub mod headers;
 pub mod hop;

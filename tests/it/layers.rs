@@ -8,7 +8,7 @@ use std::{
 
 /// Top-level modules by layer; `lib.rs` lists them in the same order.
 const LAYERS: [&[&str]; 12] = [
-    &["backoff", "code", "credentials", "follow", "identity", "shutdown", "telemetry"],
+    &["backoff", "code", "credentials", "follow", "identity", "places", "shutdown", "telemetry"],
     &["config", "metrics", "wire"],
     &["ingress", "secrets"],
     &["tls"],
@@ -16,7 +16,7 @@ const LAYERS: [&[&str]; 12] = [
     // Request bodies are the visitor's half of a stream.
     &["origin"],
     &["proxy"],
-    &["connector", "edge"],
+    &["connector", "edge", "guard"],
     &["admin"],
     &["app"],
     &["demo"],

@@ -13,7 +13,7 @@ use super::{
     Busy, Visitor,
     body::{FrontBody, Source, Streamed, Upload, poll_upload},
     cut_upgraded,
-    head::{Refusal, host_of, request_head, strip_hop_by_hop, strip_port, upgrade_kind},
+    head::{Refusal, refusal_of, request_head},
 };
 use crate::{
     edge::{
@@ -25,7 +25,11 @@ use crate::{
     },
     metrics::edge::Bound,
     transport::{Recv, Send},
-    wire::{BodyLength, Head, ResponseHead, connect, connect::Answer},
+    wire::{
+        BodyLength, Head, ResponseHead, connect,
+        connect::Answer,
+        direct::{host_of, is_upgrade, strip_hop_by_hop, strip_port},
+    },
 };
 
 /// The reason of an answer that the edge or a connector made up.
@@ -87,19 +91,17 @@ async fn exchange(
         shared.metrics.overloaded(Bound::Requests);
         return Err((StatusCode::SERVICE_UNAVAILABLE, "overloaded"));
     };
-    let host = host_of(&request)?;
+    let host = host_of(&request).map_err(refusal_of)?;
     let name = strip_port(&host);
     let tunnels = shared.tunnels.borrow().for_host(name);
     if tunnels.is_empty() {
         return Err((StatusCode::NOT_FOUND, "hostname-unknown"));
     }
     let over_h2 = request.version() == Version::HTTP_2;
-    let upgrade = upgrade_kind(&request, over_h2)?;
+    let upgrade = is_upgrade(&request, over_h2).map_err(refusal_of)?;
     let upgraded = upgrade.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    let Ok(head) = request_head(parts, &body, &host, upgrade, visitor.peer, visitor.secure) else {
-        return Err((StatusCode::BAD_REQUEST, "request-invalid"));
-    };
+    let head = request_head(parts, &body, &host, upgrade, visitor.peer, visitor.secure).map_err(refusal_of)?;
     let method = head.method.clone();
     let empty = matches!(head.body, BodyLength::None | BodyLength::Known(0));
     let source = (!upgrade && head.body != BodyLength::None).then(|| Source::new(body));
