@@ -4,6 +4,7 @@ mod ask;
 mod drain;
 mod edge;
 mod ingress;
+mod pki;
 mod ready;
 mod run;
 
@@ -34,6 +35,9 @@ enum Command {
     /// Tokens for a self-hosted edge
     #[command(subcommand)]
     Token(edge::TokenCommand),
+    /// Certificates for laboratories
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
     /// Check rules, or ask which rule a URL matches
     Ingress(IngressArgs),
     /// Ask a running connector to drain, and wait until it has
@@ -139,6 +143,7 @@ impl Cli {
             Command::Drain(DrainArgs { flags }) => drain::run(&flags),
             Command::Edge(args) => edge::run(args),
             Command::Token(command) => edge::token(command),
+            Command::Pki(command) => pki::run(command),
             Command::Demo(DemoArgs { once, protocol }) => run::demo(once, &protocol),
             Command::Version => {
                 say(&format!("adit version {}", env!("CARGO_PKG_VERSION")));

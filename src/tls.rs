@@ -57,6 +57,12 @@ pub enum Error {
     /// A certificate could not be made.
     #[error("cannot issue a certificate: {0}")]
     Issue(#[from] rcgen::Error),
+    /// A certificate would be valid for longer than its issuer's.
+    #[error("would be valid for longer than its issuer's certificate")]
+    Outlives,
+    /// No list of revoked certificates, or another authority's.
+    #[error("no list of revoked certificates of this authority")]
+    NoRevocationList,
     /// The QUIC suite is missing; cannot happen with our provider.
     #[error("{0}")]
     Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),

@@ -1,4 +1,6 @@
-//! Making certificates: the private authority of a self-hosted edge and the leaves it needs.
+//! Making certificates: the private authority of a self-hosted edge and the leaves it needs, and those of laboratories.
+
+mod laboratory;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -7,10 +9,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
+pub use self::laboratory::{Laboratory, Leaf, NewLeaf, RevocationList, new_laboratory};
 use super::{Error, material::Material};
 
 /// How long an authority lives: 20 years.
 const AUTHORITY_DAYS: i64 = 20 * 365;
+/// How long an intermediate authority lives: 10 years.
+const INTERMEDIATE_DAYS: i64 = 10 * 365;
 /// How long a leaf lives: 90 days. An edge makes its own at each start and once a month.
 const LEAF_DAYS: i64 = 90;
 
@@ -42,20 +47,25 @@ pub struct NewAuthority {
 /// When the system has no randomness.
 pub fn new_authority(common_name: &str) -> Result<NewAuthority, Error> {
     let key = KeyPair::generate()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    lifetime(&mut params, AUTHORITY_DAYS);
-    let certificate = params.self_signed(&key)?;
+    let certificate = authority_params(common_name, 0, AUTHORITY_DAYS).self_signed(&key)?;
     Ok(NewAuthority { certificate_pem: certificate.pem(), key_pem: Zeroizing::new(key.serialize_pem()) })
 }
 
-fn lifetime(params: &mut CertificateParams, days: i64) {
+/// An authority that may have so many intermediates below it.
+fn authority_params(common_name: &str, intermediates: u8, days: i64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(intermediates));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    lifetime(&mut params, Duration::days(days));
+    params
+}
+
+fn lifetime(params: &mut CertificateParams, lifetime: Duration) {
     let now = OffsetDateTime::now_utc();
     // An hour of tolerance for a connector whose clock is behind.
     params.not_before = now - Duration::hours(1);
-    params.not_after = now + Duration::days(days);
+    params.not_after = now + lifetime;
 }
 
 impl Authority {
@@ -85,7 +95,7 @@ impl Authority {
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        lifetime(&mut params, LEAF_DAYS);
+        lifetime(&mut params, Duration::days(LEAF_DAYS));
         let leaf = params.signed_by(&key, &self.issuer)?;
         Ok(Material {
             chain: vec![leaf.der().clone(), self.certificate.clone()],

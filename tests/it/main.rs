@@ -61,6 +61,7 @@ mod origin_names;
 mod origin_retry;
 mod origins;
 mod own_edge;
+mod pki;
 mod proxy_protocol;
 mod pushes;
 mod raw_attempts;
