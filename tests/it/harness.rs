@@ -7,6 +7,7 @@ pub(crate) mod measured;
 pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod program;
+pub(crate) mod real;
 pub(crate) mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

@@ -1,20 +1,16 @@
 //! The PROXY header, byte for byte, and as real servers read it.
 
-use std::{net::SocketAddr, path::Path, process::Stdio};
+use std::net::SocketAddr;
 
 use futures_util::SinkExt;
-use tokio::{
-    io::AsyncReadExt,
-    net::{TcpListener, TcpStream, UnixListener},
-    process::{Child, Command},
-    sync::mpsc,
-};
+use tokio::{io::AsyncReadExt, net::UnixListener, sync::mpsc};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
     harness::{
-        Lab, Over, background, eventually, over_both,
+        Lab, Over, background, over_both,
         peer::{Peer, ok, scripted},
+        real::{self, Server, server},
         rule,
     },
     http_tls::{identity, speak_tls},
@@ -155,36 +151,11 @@ over_both! {
     the_header_stands_before_requests_on_a_unix_socket => on_a_socket,
 }
 
-/// A real server, ended with the test.
-struct Server {
-    _child: Child,
-    addr: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-/// `command` with a configuration made of a free address and a folder of its own.
-async fn server(program: &str, arguments: &[&str], config: impl Fn(SocketAddr, &Path) -> String) -> Server {
-    let dir = tempfile::tempdir().unwrap();
-    let addr = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let path = dir.path().join("config");
-    std::fs::write(&path, config(addr, dir.path())).unwrap();
-    let mut command = Command::new(program);
-    command.args(arguments).arg(&path).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
-    let child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
-    eventually(&format!("{program} listens"), async || TcpStream::connect(addr).await.is_ok()).await;
-    Server { _child: child, addr, _dir: dir }
-}
-
 async fn nginx() -> Server {
-    server("nginx", &["-c"], |addr, dir| {
-        let dir = dir.display();
+    real::nginx(|addr, _| {
         format!(
-            "daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log;\n\
-             events {{}}\n\
-             http {{ access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;\n\
-             uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
-             server {{ listen {addr} proxy_protocol; location / {{\n\
-             return 200 \"$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port\"; }} }} }}\n"
+            "server {{ listen {addr} proxy_protocol; location / {{\n\
+             return 200 \"$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_port\"; }} }}"
         )
     })
     .await
