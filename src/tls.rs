@@ -6,6 +6,7 @@ pub mod callers;
 pub mod issue;
 pub mod keyring;
 pub mod material;
+pub mod pem;
 pub mod possession;
 mod unverified;
 
@@ -18,7 +19,6 @@ use quinn::crypto::rustls::QuicClientConfig;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, pem::PemObject},
 };
 
 use crate::wire::QUIC_ALPN;
@@ -40,16 +40,13 @@ pub enum Error {
     /// A file holds no certificate.
     #[error("{0} holds no PEM certificate")]
     NoCertificate(String),
-    /// A file holds no private key.
-    #[error("{0} holds no PEM private key")]
-    NoKey(String),
-    /// A PEM file is malformed.
-    #[error("{path} is no valid PEM file: {source}")]
+    /// A file is not the PEM that it should be.
+    #[error("{path}: {source}")]
     Pem {
         /// Which file.
         path: String,
         /// Why.
-        source: rustls::pki_types::pem::Error,
+        source: pem::PemError,
     },
     /// rustls refuses.
     #[error("{0}")]
@@ -204,13 +201,11 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), Error> {
 }
 
 fn add_pem(roots: &mut RootCertStore, pem: &[u8], shown: &str) -> Result<(), Error> {
-    let mut any = false;
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|source| Error::Pem { path: shown.to_owned(), source })?;
+    let wrong = |source| Error::Pem { path: shown.to_owned(), source };
+    for certificate in pem::certificates(pem).map_err(wrong)? {
         roots.add(certificate)?;
-        any = true;
     }
-    if any { Ok(()) } else { Err(Error::NoCertificate(shown.to_owned())) }
+    Ok(())
 }
 
 #[cfg(test)]

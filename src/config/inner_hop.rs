@@ -2,7 +2,7 @@
 //!
 //! Names of secrets stand here, never their content.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use http::Method;
 
@@ -26,6 +26,17 @@ pub enum SecretRef {
         /// The dotted path.
         key: String,
     },
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Credential(name) => write!(f, "the credential {name}"),
+            Self::Env(name) => write!(f, "the environment variable {name}"),
+            Self::File(file) => file.display().fmt(f),
+            Self::FileKey { file, key } => write!(f, "{}, key {key}", file.display()),
+        }
+    }
 }
 
 /// Where an identity comes from: one PEM bundle, or certificate and key apart.

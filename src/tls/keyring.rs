@@ -3,53 +3,29 @@
 //! A generation never changes. What is in it was usable when it was read; whether it has expired since is asked when it
 //! is used.
 
+mod identity;
+mod load;
+mod wanted;
+
 use std::{
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rustls::{RootCertStore, sign::CertifiedKey};
+use rustls::RootCertStore;
 use tokio::time::Instant;
 
+pub use self::{
+    identity::{Identity, IdentityError},
+    load::{Fault, Loaded, OVERLAP, Reread, Trouble},
+    wanted::Wanted,
+};
 use super::callers::CallerTrust;
 use crate::{
     config::{Callers, IdentitySource, SecretRef},
-    identity::Certificate,
+    identity::Digest,
 };
-
-/// A certificate with its chain and key, fit to be presented.
-pub struct Identity {
-    /// For rustls.
-    pub key: Arc<CertifiedKey>,
-    /// What the leaf says.
-    pub certificate: Certificate,
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("fingerprint", &self.certificate.fingerprint).finish_non_exhaustive()
-    }
-}
-
-impl Identity {
-    /// Whether it may be presented at this time.
-    ///
-    /// # Errors
-    ///
-    /// [`Unusable::Expired`], [`Unusable::NotYetValid`].
-    pub fn check(&self, now: SystemTime) -> Result<(), Unusable> {
-        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
-        let now = i64::try_from(seconds).unwrap_or(i64::MAX);
-        if now > self.certificate.not_after {
-            Err(Unusable::Expired)
-        } else if now < self.certificate.not_before {
-            Err(Unusable::NotYetValid)
-        } else {
-            Ok(())
-        }
-    }
-}
 
 /// Trust in services.
 #[derive(Clone, Debug)]
@@ -75,16 +51,85 @@ pub enum Unusable {
 }
 
 /// Where callers' trust comes from; equal sources share one trust.
-pub(super) type CallerSources = [Vec<SecretRef>; 4];
+type CallerSources = [Vec<SecretRef>; 4];
 
 /// One generation of identities and trust.
 #[derive(Debug, Default)]
 pub struct Keyring {
-    /// Counted from 0; each change of content has its own.
+    /// Counted from 0, where there is nothing; each change of content has its own.
     pub generation: u64,
-    pub(super) identities: BTreeMap<IdentitySource, Result<Arc<Identity>, Unusable>>,
-    pub(super) origin_trust: BTreeMap<Vec<SecretRef>, Result<Arc<OriginTrust>, Unusable>>,
-    pub(super) caller_trust: BTreeMap<CallerSources, Result<Arc<CallerTrust>, Unusable>>,
+    wanted: Arc<Wanted>,
+    identities: BTreeMap<IdentitySource, Kept<Identity>>,
+    origin_trust: BTreeMap<Vec<SecretRef>, Kept<OriginTrust>>,
+    caller_trust: BTreeMap<CallerSources, Kept<CallerTrust>>,
+}
+
+/// Something of a generation, with what tells whether it is the same as in the next.
+#[derive(Debug)]
+struct Kept<T> {
+    value: Result<Arc<T>, Unusable>,
+    /// Of everything that was read for it; `None`: nothing could be used.
+    content: Option<Digest>,
+    /// When it can be used, the last second included.
+    valid: (i64, i64),
+    /// When the first part of it is over.
+    not_after: Option<i64>,
+    /// When time alone changes it next, as of when it was made.
+    next: Option<i64>,
+}
+
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        let Self { value, content, valid, not_after, next } = self;
+        Self { value: value.clone(), content: *content, valid: *valid, not_after: *not_after, next: *next }
+    }
+}
+
+impl<T> Kept<T> {
+    fn unusable(why: Unusable) -> Self {
+        Self { value: Err(why), content: None, valid: (i64::MIN, i64::MAX), not_after: None, next: None }
+    }
+
+    fn is_in_time(&self, now: i64) -> bool {
+        (self.valid.0..=self.valid.1).contains(&now)
+    }
+
+    fn same_as(&self, other: &Self) -> bool {
+        self.content == other.content && self.value.as_ref().err() == other.value.as_ref().err()
+    }
+
+    fn check(&self, now: i64) -> Result<(), Unusable> {
+        match &self.value {
+            Err(why) => Err(why.clone()),
+            Ok(_) if now > self.valid.1 => Err(Unusable::Expired),
+            Ok(_) if now < self.valid.0 => Err(Unusable::NotYetValid),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+/// An identity or a trust as it is shown to people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// What it is.
+    pub kind: Kind,
+    /// The name rules know an identity by, or where a trust comes from.
+    pub name: Arc<str>,
+    /// When the first part of it is over, seconds since 1970.
+    pub not_after: Option<i64>,
+    /// Why it cannot be used.
+    pub unusable: Option<Unusable>,
+}
+
+/// What is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Something to present.
+    Identity,
+    /// Trust in callers.
+    CallerTrust,
+    /// Trust in services.
+    OriginTrust,
 }
 
 impl Keyring {
@@ -94,34 +139,67 @@ impl Keyring {
     ///
     /// [`Unusable::Unread`]; whether its time is right is [`Identity::check`]'s to say.
     pub fn identity(&self, source: &IdentitySource) -> Result<Arc<Identity>, Unusable> {
-        self.identities.get(source).cloned().unwrap_or_else(|| Err(not_asked_for()))
+        of(self.identities.get(source))
     }
 
     /// Trust in services from these sources together.
     ///
     /// # Errors
     ///
-    /// [`Unusable::Unread`].
+    /// [`Unusable`].
     pub fn origin_trust(&self, sources: &[SecretRef]) -> Result<Arc<OriginTrust>, Unusable> {
-        self.origin_trust.get(sources).cloned().unwrap_or_else(|| Err(not_asked_for()))
+        of(self.origin_trust.get(sources))
     }
 
     /// Trust in callers.
     ///
     /// # Errors
     ///
-    /// [`Unusable::Unread`].
+    /// [`Unusable`].
     pub fn caller_trust(&self, callers: &Callers) -> Result<Arc<CallerTrust>, Unusable> {
-        self.caller_trust.get(&sources_of(callers)).cloned().unwrap_or_else(|| Err(not_asked_for()))
+        of(self.caller_trust.get(&sources_of(callers)))
+    }
+
+    /// Everything in it, as of this time.
+    pub fn shown(&self, now: SystemTime) -> Vec<Shown> {
+        let now = seconds(now);
+        let identities = self.identities.iter().flat_map(|(source, kept)| {
+            let names = self.wanted.identities.get(source).into_iter().flatten();
+            names.map(move |name| (Kind::Identity, name.clone(), kept.not_after, kept.check(now)))
+        });
+        let origin_trust = self
+            .origin_trust
+            .iter()
+            .map(|(sources, kept)| (Kind::OriginTrust, load::shown(sources).into(), kept.not_after, kept.check(now)));
+        let caller_trust = self.caller_trust.iter().map(|(sources, kept)| {
+            let name = load::shown(sources.iter().flatten()).into();
+            (Kind::CallerTrust, name, kept.not_after, kept.check(now))
+        });
+        let all = identities.chain(origin_trust).chain(caller_trust);
+        all.map(|(kind, name, not_after, check)| Shown { kind, name, not_after, unusable: check.err() }).collect()
+    }
+
+    /// Whether everything that is wanted can be used at this time.
+    pub fn is_valid(&self, now: SystemTime) -> bool {
+        let now = seconds(now);
+        self.identities.values().all(|kept| kept.check(now).is_ok())
+            && self.origin_trust.values().all(|kept| kept.check(now).is_ok())
+            && self.caller_trust.values().all(|kept| kept.check(now).is_ok())
     }
 }
 
-pub(super) fn sources_of(callers: &Callers) -> CallerSources {
+fn of<T>(kept: Option<&Kept<T>>) -> Result<Arc<T>, Unusable> {
+    // The keyring is made for the configuration, so this is said of one that was made for another.
+    kept.map_or_else(|| Err(Unusable::Unread("is not loaded".into())), |kept| kept.value.clone())
+}
+
+fn sources_of(callers: &Callers) -> CallerSources {
     let Callers { trust_anchors, intermediates, allowlisted, crls, .. } = callers;
     [trust_anchors.clone(), intermediates.clone(), allowlisted.clone(), crls.clone()]
 }
 
-/// The keyring is made for the configuration, so this is said of one that was made for another.
-fn not_asked_for() -> Unusable {
-    Unusable::Unread("is not loaded".into())
+/// Since 1970.
+fn seconds(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }

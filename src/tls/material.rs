@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::Error;
+use super::{Error, pem};
 
 /// A chain, leaf first, and its key.
 pub struct Material {
@@ -30,15 +30,12 @@ impl Material {
         let read = |path: &Path| {
             std::fs::read(path).map_err(|source| Error::Read { path: path.display().to_string(), source })
         };
-        let shown = certificate.display().to_string();
-        let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| Error::Pem { path: shown.clone(), source })?;
-        if chain.is_empty() {
-            return Err(Error::NoCertificate(shown));
-        }
-        let key_pem = zeroize::Zeroizing::new(read(key)?);
-        let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|_| Error::NoKey(key.display().to_string()))?;
+        let wrong = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| Error::Pem { path, source }
+        };
+        let chain = pem::certificates(&read(certificate)?).map_err(wrong(certificate))?;
+        let key = pem::key(&zeroize::Zeroizing::new(read(key)?)).map_err(wrong(key))?;
         Ok(Self { chain, key })
     }
 }

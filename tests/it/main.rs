@@ -52,6 +52,7 @@ mod http_errors;
 mod http_tls;
 mod https;
 mod ingress_table;
+mod keyring;
 mod layers;
 mod limits;
 mod many;

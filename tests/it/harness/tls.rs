@@ -1,7 +1,10 @@
-//! Visitors over TLS.
+//! Visitors over TLS, and certificates for all who need some.
 
 use std::sync::Arc;
 
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -48,4 +51,71 @@ pub(crate) async fn h2_body(mut body: h2::RecvStream) -> (String, Option<http::H
         bytes.extend_from_slice(&chunk);
     }
     (String::from_utf8(bytes).unwrap(), body.trailers().await.unwrap())
+}
+
+/// An authority of a test: a root, or one below another.
+pub(crate) struct Ca {
+    /// Its certificate, PEM.
+    pub(crate) pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate of a test, with its key. Both PEM.
+#[derive(Clone)]
+pub(crate) struct Leaf {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+impl Leaf {
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect::<Result<_, _>>().unwrap()
+    }
+}
+
+impl Ca {
+    /// A root of this name.
+    pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, |_| {})
+    }
+
+    /// A root that differs.
+    pub(crate) fn with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = Self::params(name);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// An authority below this one.
+    pub(crate) fn under(&self, name: &str) -> Self {
+        let params = Self::params(name);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    fn params(name: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    }
+
+    /// A certificate for both ends of TLS, with these names (DNS names or addresses).
+    pub(crate) fn leaf(&self, names: &[&str]) -> Leaf {
+        self.leaf_with(names, &KeyPair::generate().unwrap(), |_| {})
+    }
+
+    /// One that differs, of this key.
+    pub(crate) fn leaf_with(&self, names: &[&str], key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        change(&mut params);
+        let certificate = params.signed_by(key, &self.issuer).unwrap().pem();
+        Leaf { certificate, key: key.serialize_pem() }
+    }
 }
