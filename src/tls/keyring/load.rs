@@ -379,11 +379,7 @@ fn trust_in_callers(
     anchors: Vec<CertificateDer<'static>>,
     intermediates: Vec<CertificateDer<'static>>,
     allowlisted: Vec<CertificateDer<'static>>,
-    _crls: Vec<CertificateRevocationListDer<'static>>,
+    crls: Vec<CertificateRevocationListDer<'static>>,
 ) -> Result<CallerTrust, Fault> {
-    let mut roots = RootCertStore::empty();
-    for anchor in anchors {
-        roots.add(anchor).map_err(|error| Fault::CallerTrust(error.to_string()))?;
-    }
-    Ok(CallerTrust { anchors: roots.roots, intermediates, allowlisted })
+    CallerTrust::new(anchors, intermediates, allowlisted, crls).map_err(|error| Fault::CallerTrust(error.to_string()))
 }
