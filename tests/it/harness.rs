@@ -9,6 +9,7 @@ pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod real;
 pub(crate) mod tls;
+pub(crate) mod zoo;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
