@@ -202,7 +202,7 @@ impl ConnectorView {
             }
             "/config" => {
                 let routes = self.routes.borrow().clone();
-                let json = config_view(routes.version, &routes.ingress, &routes.warp);
+                let json = config_view(routes.version, &routes.ingress, &routes.warp, &routes.inner_hop);
                 of_type(StatusCode::OK, json, "application/json")
             }
             "/diag/tunnel" => of_type(StatusCode::OK, self.diagnosis(), "application/json"),

@@ -27,6 +27,7 @@ mod reader;
 mod remote;
 mod remote_mode;
 mod rules;
+mod secret_ref;
 mod secret_source;
 mod service;
 mod services;

@@ -1,5 +1,6 @@
 //! Where pushed rules may lead.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Component, Path};
 
@@ -33,6 +34,14 @@ pub struct ServicePattern {
     host: Vec<Label>,
     any_port: bool,
     below: bool,
+    /// As configured.
+    text: String,
+}
+
+impl fmt::Display for ServicePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +66,20 @@ pub(super) enum PatternError {
 }
 
 impl ServicePattern {
+    /// This service and no other.
+    pub(super) fn exact(service: &Service) -> Self {
+        Self { like: service.clone(), host: Vec::new(), any_port: false, below: false, text: service.to_string() }
+    }
+
+    /// A service of the kind that is meant; its host and its port are only an example.
+    pub(super) fn like(&self) -> &Service {
+        &self.like
+    }
+
     pub(super) fn parse(text: &str) -> Result<Self, PatternError> {
-        let plain = |like: Service| Self { like, host: Vec::new(), any_port: false, below: false };
+        let written = text;
+        let plain =
+            |like: Service| Self { like, host: Vec::new(), any_port: false, below: false, text: written.to_owned() };
         if text.starts_with("unix") {
             return Self::socket(text, plain);
         }
@@ -115,7 +136,8 @@ impl ServicePattern {
         Ok(Self { below, ..plain(like) })
     }
 
-    fn matches(&self, service: &Service) -> bool {
+    /// Whether a service is meant.
+    pub fn matches(&self, service: &Service) -> bool {
         match (&self.like, service) {
             (Service::Http { tls, h2c, port, .. }, Service::Http { tls: tls_, h2c: h2c_, host, port: port_ }) => {
                 (tls, h2c) == (tls_, h2c_) && (self.any_port || port == port_) && self.host_matches(host)

@@ -1,6 +1,6 @@
 //! What a changed configuration changes while the connector runs, and what it cannot.
 
-use super::{Config, SecretSource};
+use super::{Config, Guard, SecretSource};
 
 impl Config {
     /// The keys that differ in `new` and are only read at the start, each with the value that is in force.
@@ -13,7 +13,6 @@ impl Config {
             remote_config: _,
             limits: _,
             inner_hop: _,
-            guards: _,
             max_active_flows: _,
             tags: _,
             loglevel: _,
@@ -40,6 +39,8 @@ impl Config {
             features,
             quic,
             management_hostname,
+            // What a guard proves, whom it lets in and where it leads is in force at once; its socket is opened once.
+            guards,
         } = self;
         let mut keys = Vec::new();
         let mut compare = |same: bool, key: &str, running: String| {
@@ -75,6 +76,15 @@ impl Config {
         compare(*features == new.features, "features", features.join(", "));
         compare(*quic == new.quic, "the QUIC settings", "those of the start".into());
         compare(*management_hostname == new.management_hostname, "management-hostname", management_hostname.clone());
+        let listen = |guards: &[Guard]| {
+            let mut addresses: Vec<_> = guards.iter().map(|guard| guard.listen).collect();
+            addresses.sort();
+            addresses
+        };
+        let listening = listen(guards);
+        let shown = listening.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let shown = if shown.is_empty() { "none".to_owned() } else { shown };
+        compare(listening == listen(&new.guards), "the addresses of `guard`", shown);
         keys
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::duration::seconds;
 use super::health;
+use super::inner_hop::{self, InnerHop};
 use super::ip_rules::IpRules;
 use super::limits::Forwarded;
 use super::origin::{Access, OriginOptions, ProxyType, WarpRouting};
@@ -74,8 +75,9 @@ fn own_keys(rule: &Rule, out: &mut Value) {
 }
 
 /// The `/config` document (protocol.md section 10.2): every option of every rule. The version is -1
-/// until the edge pushed one. No secret can be in it: services have no user information.
-pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) -> String {
+/// until the edge pushed one. No secret can be in it: services have no user information, and of what is proven on the
+/// inner hop only names are known.
+pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting, inner_hop: &InnerHop) -> String {
     let rules: Vec<Value> = ingress
         .rules
         .iter()
@@ -92,18 +94,24 @@ pub fn config_view(version: i32, ingress: &Ingress, warp_routing: &WarpRouting) 
                 shown["services"] = services(rule);
             }
             own_keys(rule, &mut shown);
+            if let Some(hops) = inner_hop::of_rule(rule) {
+                shown["innerHop"] = hops;
+            }
             shown
         })
         .collect();
-    json!({
+    let mut view = json!({
         "version": version,
         "config": {
             "ingress": rules,
             "warp-routing": changed_routing(warp_routing),
             "originRequest": every_option(&ingress.defaults),
         },
-    })
-    .to_string()
+    });
+    if let Some(inner_hop) = inner_hop::view(inner_hop) {
+        view["config"]["innerHop"] = inner_hop;
+    }
+    view.to_string()
 }
 
 fn hostname(rule: &Rule) -> &str {

@@ -1,11 +1,15 @@
 //! `guard`: listeners that do mutual TLS for a service that cannot.
 
+mod read;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use super::inner_hop::{Callers, Hop, IdentitySource};
 use super::origin::OriginOptions;
 use super::service::Service;
 use crate::identity::SpiffePattern;
+
+pub(crate) use read::read;
 
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -71,6 +71,20 @@ impl Hostname {
         }
     }
 
+    /// Whether every host that the other one is for is meant, too.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self.wildcard, other.wildcard) {
+            (_, false) => self.matches(&other.normal),
+            (true, true) => other.normal.ends_with(&self.normal),
+            (false, true) => false,
+        }
+    }
+
+    /// Whether there is a host that both are for. Names are a tree, so that one covers the other then.
+    pub(crate) fn meets(&self, other: &Self) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
     /// The exact name in normal form; `None` for a wildcard.
     pub fn exact(&self) -> Option<&str> {
         (!self.wildcard).then_some(&*self.normal)

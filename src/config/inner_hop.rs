@@ -2,6 +2,12 @@
 //!
 //! Names of secrets stand here, never their content.
 
+mod callers;
+mod demand;
+mod export;
+mod read;
+mod scope;
+
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use http::Method;
@@ -9,6 +15,11 @@ use http::Method;
 use super::allowlist::ServicePattern;
 use super::hostname::Hostname;
 use crate::identity::{Digest, DnsPattern, Expect, SpiffePattern};
+
+pub(crate) use callers::CallersPatch;
+pub(crate) use export::{of_rule, view};
+pub(crate) use read::{Inline, Section, identity};
+pub(crate) use scope::{Scope, ServiceAt};
 
 /// A secret or a certificate that stands somewhere else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,6 +111,11 @@ impl Hops {
     pub fn always(hop: Arc<Hop>) -> Self {
         Self { choices: Vec::new(), otherwise: Some(hop) }
     }
+
+    /// Each of them, in order.
+    pub fn each(&self) -> impl Iterator<Item = &Arc<Hop>> {
+        self.choices.iter().map(|(_, hop)| hop).chain(&self.otherwise)
+    }
 }
 
 /// How callers are known and what they may do.
@@ -123,6 +139,23 @@ pub struct Callers {
     pub header_prefix: String,
     /// Who may do what; `None`: every valid caller everything, empty: nobody anything.
     pub allow: Option<Vec<Allow>>,
+}
+
+impl Default for Callers {
+    /// What a section says that says nothing: nobody is known, so that nobody passes.
+    fn default() -> Self {
+        Self {
+            trust_anchors: Vec::new(),
+            intermediates: Vec::new(),
+            allowlisted: Vec::new(),
+            crls: Vec::new(),
+            allow_invalid_or_missing: false,
+            relayed_by: RelayedBy::default(),
+            headers: vec![CallerHeaders::XClientCert],
+            header_prefix: "X-Client-Cert-".to_owned(),
+            allow: None,
+        }
+    }
 }
 
 /// Whose relayed certificate is believed.
@@ -184,13 +217,13 @@ pub struct InnerHop {
     pub private_network: bool,
 }
 
-/// An entry of `innerHop.rules`.
+/// An entry of `innerHop.rules`, or an inline `innerHop` as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HopEntry {
     /// Hosts of requests; `None`: any.
     pub hostname: Option<Hostname>,
-    /// Services; `None`: any.
-    pub service: Option<ServicePattern>,
+    /// Services, any one of them; empty: any at all.
+    pub services: Vec<ServicePattern>,
     /// What holds there.
     pub hop: Arc<Hop>,
 }

@@ -110,7 +110,7 @@ impl Limits {
 
 impl Forwarded {
     pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Self> {
-        word(reader, node, path, &WORDS, "keep, strip, append or replace")
+        reader.word(node, path, &WORDS, "keep, strip, append or replace")
     }
 
     /// The word in the configuration.
@@ -121,22 +121,13 @@ impl Forwarded {
 
 impl ProxyProtocol {
     pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Self> {
-        word(reader, node, path, &VERSIONS, "v1 or v2")
+        reader.word(node, path, &VERSIONS, "v1 or v2")
     }
 
     /// The word in the configuration.
     pub fn as_str(self) -> &'static str {
         VERSIONS.iter().find(|(_, value)| *value == self).map_or("", |(word, _)| word)
     }
-}
-
-fn word<T: Copy>(reader: &mut Reader<'_>, node: &Node, path: &str, words: &[(&str, T)], expected: &str) -> Option<T> {
-    let text = reader.text(node, path)?;
-    let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-    if found.is_none() {
-        reader.report.mistake(node.place, path, format!("must be {expected}"));
-    }
-    found
 }
 
 fn time(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Duration> {

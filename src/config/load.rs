@@ -5,6 +5,8 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::flags::Flags;
+use super::guard;
+use super::inner_hop::{Scope, Section, ServiceAt};
 use super::layers::{self, Layer};
 use super::limits::Limits;
 use super::mistakes::{Mistakes, Place, Report, Warning, distance, folded, nearest};
@@ -15,7 +17,7 @@ use super::secret_source::{self, FileSecrets, Sources};
 use super::settings::{Role, SETTINGS, find};
 use super::settle::Parts;
 use super::tree::{self, Entry, Node, Value};
-use super::{Config, RemoteConfigMode, remote_mode, single};
+use super::{Config, Guard, InnerHop, RemoteConfigMode, remote_mode, single};
 
 /// A configuration, what is odd about it, and where it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,12 +150,16 @@ pub fn parse_file(
             }
             Some(ingress)
         }
-        None => single::origin(&stacked, &file.defaults, &mut command_line),
+        None => {
+            let single = single::origin(&stacked, &file.defaults, &mut command_line);
+            single.map(|single| held(single, &file.inner_hop, &mut command_line))
+        }
     };
     let reported = reported([&file.layer, &env_layer, &flag_layer], flags, env);
     let limits = file.limits;
     let ingress = ingress.map(|ingress| ingress.limited(limits));
-    let parts = Parts { stacked, tunnel, secret, ingress, limits, reported };
+    let (inner_hop, guards) = (file.inner_hop, file.guards);
+    let parts = Parts { stacked, tunnel, secret, ingress, limits, inner_hop, guards, reported };
     let mut config = parts.settle(file.warp_routing, file.remote_config, &mut report);
     config.warp_routing = config.warp_routing.limited(config.max_active_flows);
 
@@ -163,6 +169,17 @@ pub fn parse_file(
     mistakes.0.extend(environment.into_mistakes().0);
     mistakes.0.extend(report.into_mistakes().0);
     if mistakes.0.is_empty() { Ok(Loaded { config, warnings, file: None, ineffective_origin }) } else { Err(mistakes) }
+}
+
+/// The one service of the flags, under the file's `innerHop`.
+fn held(mut single: Ingress, inner_hop: &InnerHop, report: &mut Report) -> Ingress {
+    let mut scope = Scope::new(inner_hop);
+    let mut reader = Reader { report, dialect: Dialect::File, lenient: false, allowed: None, own_keys: true };
+    for rule in &mut single.rules {
+        let at = ServiceAt { place: Place::default(), path: "the service of the flags" };
+        rule.hops = scope.hops(&mut reader, rule, at, None);
+    }
+    single
 }
 
 /// Directories in which cloudflared looks for its configuration and for credentials, in order.
@@ -196,6 +213,8 @@ struct File {
     warp_routing: WarpRouting,
     remote_config: RemoteConfigMode,
     limits: Limits,
+    inner_hop: InnerHop,
+    guards: Vec<Guard>,
 }
 
 /// Sections that only adit has.
@@ -217,11 +236,15 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
         let patch = origin::read(&mut reader, &entry.node, "originRequest");
         file.defaults = file.defaults.patched(&patch);
     }
+    let section = entries.iter().find(|entry| entry.key == "innerHop");
+    let section = section.map_or_else(Section::absent, |entry| Section::read(&mut reader, &entry.node));
+    let mut scope = Scope::new(&section.inner_hop);
     for entry in entries {
         let Entry { place, key, node } = entry;
         match &**key {
-            "originRequest" => {}
-            "ingress" => file.ingress = rules::read(&mut reader, node, &file.defaults),
+            "originRequest" | "innerHop" => {}
+            "guard" => file.guards = guard::read(&mut reader, node, &file.defaults, &section.inner_hop),
+            "ingress" => file.ingress = rules::read(&mut reader, node, &file.defaults, &mut scope),
             "remoteConfig" => file.remote_config = remote_mode::read(&mut reader, node),
             "limits" => file.limits = Limits::read(&mut reader, node, key),
             "token" => file.secrets.token = secret_source::token(&mut reader, node),
@@ -246,6 +269,9 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
             },
         }
     }
+    let Scope { inline, used, .. } = scope;
+    file.inner_hop = section.complete(inline, used, reader.report);
+    file.inner_hop.strips |= !file.guards.is_empty();
     file
 }
 

@@ -80,7 +80,8 @@ pub(crate) struct Report {
     pub(crate) warnings: Vec<Warning>,
     /// Keys that nothing reads; only pushed JSON counts instead of reporting.
     pub(crate) ignored: usize,
-    /// How many of the mistakes are services outside the allowlist.
+    /// How many of the mistakes are none in themselves: what else this file says makes them so (`remoteConfig`,
+    /// `innerHop`).
     pub(crate) disallowed: usize,
 }
 
@@ -98,12 +99,17 @@ impl Report {
         self.push(mistake);
     }
 
+    pub(crate) fn mistake_near(&mut self, place: Place, key: &str, message: &str, nearest: Option<String>) {
+        let mistake = self.entry(place, key, message, nearest);
+        self.push(mistake);
+    }
+
     pub(crate) fn unknown(&mut self, place: Place, key: &str, nearest: Option<String>) {
         let mistake = self.entry(place, key, "unknown key", nearest);
         self.push(mistake);
     }
 
-    /// A service that is fine in itself and not on the allowlist.
+    /// Something that is fine in itself and not under what the file says elsewhere.
     pub(crate) fn disallowed(&mut self, place: Place, key: &str, message: impl Into<String>) {
         let before = self.mistakes.len();
         self.mistake(place, key, message);

@@ -1,6 +1,8 @@
 //! Typed reading of tree nodes: one method per kind of value, each reporting its own mistakes.
 
+use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::allowlist::Allowlist;
@@ -39,6 +41,11 @@ impl Reader<'_> {
             let message = format!("{service} is not among the services that remoteConfig allows");
             self.report.disallowed(place, path, message);
         }
+    }
+
+    /// Reports what a service cannot be held to.
+    pub(crate) fn floor(&mut self, place: Place, path: &str, message: &str) {
+        self.report.disallowed(place, path, message);
     }
 
     /// The known key that an entry means; what is unknown is reported or counted.
@@ -166,6 +173,32 @@ impl Reader<'_> {
         });
         let texts: Vec<_> = texts.collect();
         texts.into_iter().collect()
+    }
+
+    /// Whether there is a value at all. In sections that decide what is let through, a key with nothing behind it is
+    /// not one that was left out: somebody may have taken away the list that stood there.
+    pub(crate) fn filled(&mut self, node: &Node, path: &str) -> bool {
+        let nothing = matches!(node.value, Value::Null);
+        if nothing {
+            self.report.mistake(node.place, path, "there is nothing here; leave the key out or give it a value");
+        }
+        !nothing
+    }
+
+    /// One of a few words.
+    pub(crate) fn word<T: Copy>(&mut self, node: &Node, path: &str, words: &[(&str, T)], expected: &str) -> Option<T> {
+        let text = self.text(node, path)?;
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        if found.is_none() {
+            self.report.mistake(node.place, path, format!("must be {expected}"));
+        }
+        found
+    }
+
+    /// A text of a form of its own.
+    pub(crate) fn parsed<T: FromStr<Err: Display>>(&mut self, node: &Node, path: &str) -> Option<T> {
+        let parsed = self.text(node, path)?.parse();
+        parsed.map_err(|error: T::Err| self.report.mistake(node.place, path, error.to_string())).ok()
     }
 
     fn wrong<T>(&mut self, node: &Node, path: &str, wanted: &str, found: &Value) -> Option<T> {

@@ -1,12 +1,13 @@
 //! What the edge pushes (protocol.md section 5.6).
 
+use super::inner_hop::{InnerHop, Scope};
 use super::json::{MAX_BYTES, parse_json};
 use super::limits::Limits;
 use super::mistakes::{Mistakes, Place, Warning};
 use super::origin::{self, OriginOptions, WarpRouting};
 use super::reader::{Dialect, Reader};
 use super::remote_mode::RemoteConfigMode;
-use super::rules::{self, Ingress, NOT_YET};
+use super::rules::{self, Ingress};
 use super::tree::{Node, Value};
 
 /// A pushed configuration, checked.
@@ -38,12 +39,13 @@ pub enum PushedBy {
 pub struct Refused {
     /// Every reason.
     pub mistakes: Mistakes,
-    /// Only `remoteConfig` holds it back: another setting there would let it through, or let it be read at least.
+    /// Only what the file says of pushes holds it back, in `remoteConfig` or `innerHop`: another setting there would let
+    /// it through, or let it be read at least.
     pub held: bool,
 }
 
 impl RemoteConfig {
-    /// Reads the JSON of a push by [`PushedBy::AnyEdge`] that may name any service.
+    /// Reads the JSON of a push by [`PushedBy::AnyEdge`] that may name any service, to a connector without `innerHop`.
     ///
     /// # Errors
     /// As [`RemoteConfig::parse_from`].
@@ -51,19 +53,21 @@ impl RemoteConfig {
         Self::parse_from(json, PushedBy::AnyEdge)
     }
 
-    /// Reads the JSON of a push that may name any service.
+    /// Reads the JSON of a push that may name any service, to a connector without `innerHop`.
     ///
     /// # Errors
     /// Every mistake at once.
     pub fn parse_from(json: &[u8], by: PushedBy) -> Result<Self, Mistakes> {
-        Self::judge(json, by, &RemoteConfigMode::Accept).map_err(|refused| refused.mistakes)
+        Self::judge(json, by, &RemoteConfigMode::Accept, &InnerHop::default()).map_err(|refused| refused.mistakes)
     }
 
-    /// Reads the JSON of a push under what `remoteConfig` says.
+    /// Reads the JSON of a push under what the file's `remoteConfig` and `innerHop` say. Its rules are held to the
+    /// file's hops as the file's own are; where there are entries, a rule that none of them is for refuses every
+    /// request.
     ///
     /// # Errors
     /// Every reason at once: the push is refused whole, and the edge is told all of them.
-    pub fn judge(json: &[u8], by: PushedBy, mode: &RemoteConfigMode) -> Result<Self, Refused> {
+    pub fn judge(json: &[u8], by: PushedBy, mode: &RemoteConfigMode, inner_hop: &InnerHop) -> Result<Self, Refused> {
         let mut report = super::mistakes::Report::new("pushed configuration");
         if *mode == RemoteConfigMode::Ignore {
             report.mistake(Place::default(), "", "this connector ignores what is pushed (remoteConfig: ignore)");
@@ -72,7 +76,7 @@ impl RemoteConfig {
         let root = parse_json(json, &mut report);
         let (allowed, own_keys) = (mode.allowlist(), by == PushedBy::AditEdge);
         let mut reader = Reader { report: &mut report, dialect: Dialect::Pushed, lenient: false, allowed, own_keys };
-        let (ingress, warp_routing) = root.map(|root| top_level(&mut reader, &root)).unwrap_or_default();
+        let (ingress, warp_routing) = root.map(|root| top_level(&mut reader, &root, inner_hop)).unwrap_or_default();
         if !report.mistakes.is_empty() {
             return Err(Refused { held: report.mistakes.len() == report.disallowed, mistakes: report.into_mistakes() });
         }
@@ -85,11 +89,14 @@ impl RemoteConfig {
     }
 }
 
-fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRouting) {
-    let known = ["ingress", "innerHop", "originRequest", "warp-routing", "limits"];
-    let known = if reader.own_keys { &known[..] } else { &known[..4] };
-    let mut nodes: [Option<&Node>; 5] = [None; 5];
+fn top_level(reader: &mut Reader<'_>, root: &Node, inner_hop: &InnerHop) -> (Option<Ingress>, WarpRouting) {
+    let known = ["ingress", "originRequest", "warp-routing", "limits"];
+    let known = if reader.own_keys { &known[..] } else { &known[..3] };
+    let mut nodes: [Option<&Node>; 4] = [None; 4];
     for entry in reader.map(root, "").unwrap_or_default() {
+        if rules::local_only(reader, entry, "") {
+            continue;
+        }
         let Some(key) = reader.known(entry, "", known) else {
             continue;
         };
@@ -98,10 +105,7 @@ fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRout
             nodes[at] = Some(&entry.node);
         }
     }
-    let [rules, inner_hop, defaults, warp_routing, limits] = nodes;
-    if let Some(node) = inner_hop {
-        reader.report.mistake(node.place, "innerHop", NOT_YET);
-    }
+    let [rules, defaults, warp_routing, limits] = nodes;
     let patch = defaults.map(|node| origin::read(reader, node, "originRequest")).unwrap_or_default();
     let defaults = OriginOptions::default().patched(&patch);
     let warp_routing = match warp_routing {
@@ -110,7 +114,7 @@ fn top_level(reader: &mut Reader<'_>, root: &Node) -> (Option<Ingress>, WarpRout
     };
     let ingress = rules.and_then(|node| match &node.value {
         Value::List(items) if items.is_empty() => None,
-        _ => rules::read(reader, node, &defaults),
+        _ => rules::read(reader, node, &defaults, &mut Scope::new(inner_hop)),
     });
     let limits = limits.map(|node| Limits::read(reader, node, "limits")).unwrap_or_default();
     let ingress = ingress.map(|ingress| ingress.limited(limits));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::health::{self, Health};
 use super::hostname::Hostname;
-use super::inner_hop::Hops;
+use super::inner_hop::{Hop, Hops, Inline, Scope, ServiceAt};
 use super::limits::{Forwarded, Limits};
 use super::mistakes::Place;
 use super::origin::{self, OriginOptions, OriginPatch, ProxyType};
@@ -13,7 +13,7 @@ use super::path::PathPattern;
 use super::reader::{Dialect, Reader, join};
 use super::service::Service;
 use super::services::{self, Spelled, Texts};
-use super::tree::{Node, Value};
+use super::tree::{Entry, Node, Value};
 
 /// The rules in order. The last one matches everything, no other one does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,14 +112,17 @@ const MAX_PATTERNS: usize = 1_000;
 
 /// How many of [`ALL`] cloudflared knows.
 const FOREIGN: usize = 4;
-/// A key of a rule that later releases of adit know. To ignore it would be to let through what it was written to stop.
-const LATER: &str = "innerHop";
 /// All keys of a rule, adit's own last.
-const ALL: [&str; 8] =
-    ["hostname", "originRequest", "path", "service", "forwarded", "health", "limits", "proxyProtocol"];
+const ALL: [&str; 9] =
+    ["hostname", "originRequest", "path", "service", "forwarded", "health", "innerHop", "limits", "proxyProtocol"];
 
 /// Reads the list of rules. `None` when there is none, or when a mistake was reported.
-pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOptions) -> Option<Ingress> {
+pub(crate) fn read(
+    reader: &mut Reader<'_>,
+    node: &Node,
+    defaults: &OriginOptions,
+    scope: &mut Scope<'_>,
+) -> Option<Ingress> {
     let items = reader.list(node, "ingress")?;
     if items.is_empty() {
         return None;
@@ -163,8 +166,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
         origin.bastion_mode |= service == Service::Bastion;
         origin.proxy_protocol = raw.own.proxy_protocol;
         let Own { limits, forwarded, .. } = raw.own;
-        let hops = Hops::always(Arc::default());
-        let rule = Rule {
+        let mut rule = Rule {
             hostname,
             path: pattern,
             service,
@@ -174,9 +176,11 @@ pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOption
             origin,
             limits,
             forwarded,
-            hops,
+            hops: Hops::always(Arc::default()),
             position,
         };
+        let at = ServiceAt { place: raw.service_place(), path: &join(&path, "service") };
+        rule.hops = scope.hops(reader, &rule, at, raw.inline.as_ref());
         remarks(reader, &raw, &rule, &path);
         raw.own.check(reader, &rule, &path);
         rules.push(rule);
@@ -197,7 +201,15 @@ struct RawRule {
     /// The keys of the rule's own `originRequest`.
     given: Vec<(Place, String)>,
     own: Own,
+    inline: Option<Inline>,
     unreadable: bool,
+}
+
+impl RawRule {
+    /// Where the service stands, or the rule that has none.
+    fn service_place(&self) -> Place {
+        self.service.items.first().map_or(self.place, |(place, _)| *place)
+    }
 }
 
 fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule> {
@@ -207,7 +219,7 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
         return None;
     }
     for entry in reader.map(node, path)? {
-        if later(reader, &entry.key, entry.place, path) {
+        if reader.dialect == Dialect::Pushed && local_only(reader, entry, path) {
             raw.unreadable = true;
             continue;
         }
@@ -233,6 +245,7 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
                 raw.service = Texts { items: text.into_iter().collect(), list: false };
                 raw.unreadable |= reader.report.mistakes.len() > before;
             }
+            "innerHop" => raw.inline = Some(Inline::read(reader, node, entry.place, path)),
             "forwarded" | "limits" | "proxyProtocol" => raw.own.read(reader, key, entry, path),
             _ => {
                 raw.patch = origin::read(reader, node, path);
@@ -249,16 +262,14 @@ fn raw_rule(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<RawRule>
 /// What every refusal of a key to come says.
 pub(crate) const NOT_YET: &str = "not supported by this version";
 
-/// Refuses [`LATER`], from any edge: adit's other own keys count only where they are meant, this one would be a gap.
-fn later(reader: &mut Reader<'_>, key: &str, place: Place, path: &str) -> bool {
-    let known = match reader.dialect {
-        Dialect::File => key == LATER,
-        Dialect::Pushed => key.eq_ignore_ascii_case(LATER),
-    };
-    if known {
-        reader.report.mistake(place, &join(path, key), NOT_YET);
+/// Refuses what only the file says, from any edge: to ignore it would be to let through what it was written to stop.
+pub(crate) fn local_only(reader: &mut Reader<'_>, entry: &Entry, path: &str) -> bool {
+    let found = entry.key.eq_ignore_ascii_case("innerHop");
+    if found {
+        let message = "only the connector's own file says what is proven on the inner hop";
+        reader.report.mistake(entry.place, &join(path, &entry.key), message);
     }
-    known
+    found
 }
 
 /// `Some(None)`: any host. `None`: reported.
@@ -308,10 +319,8 @@ fn service(
 }
 
 fn single(reader: &mut Reader<'_>, raw: &RawRule, origin: &OriginOptions, path: &str) -> Option<Spelled> {
-    let (place, text) = match raw.service.items.first() {
-        Some((place, text)) => (*place, text.as_str()),
-        None => (raw.place, ""),
-    };
+    let place = raw.service_place();
+    let text = raw.service.items.first().map_or("", |(_, text)| text.as_str());
     let parsed = Service::spelled(text);
     // Bastion mode takes the place of whatever would be dialled, even of what cannot be read.
     let dialled = match &parsed {
@@ -361,7 +370,7 @@ fn remarks(reader: &mut Reader<'_>, raw: &RawRule, rule: &Rule, path: &str) {
         reader.report.warning(place, path, message);
     }
     if let Service::Status(600..) = rule.service {
-        let place = raw.service.items.first().map_or(raw.place, |(place, _)| *place);
+        let place = raw.service_place();
         let message = "statuses above 599 are undefined (RFC 9110 section 15)";
         reader.report.warning(place, &join(path, "service"), message);
     }
@@ -372,7 +381,11 @@ fn no_effect(key: &str, rule: &Rule) -> Option<String> {
     let http = matches!(service, Service::Http { .. } | Service::Unix { .. });
     let tls = matches!(service, Service::Http { tls: true, .. } | Service::Unix { tls: true, .. });
     let tcp = matches!(service, Service::Tcp { .. } | Service::Bastion | Service::SocksProxy);
+    let trusted = |hop: &Arc<Hop>| hop.origin_trust.is_some();
     let effect = match key {
+        "caPool" if tls && rule.hops.each().all(trusted) => {
+            return Some("has no effect: `originTrust` takes its place on the inner hop".to_owned());
+        }
         "http2Origin" if matches!(service, Service::Http { tls: false, h2c: false, .. }) => {
             return Some("has no effect on http://, which stays HTTP/1.1; h2c:// is HTTP/2".to_owned());
         }

@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::SecretSource;
 use super::flags::Flags;
 use super::layers::variable;
-use super::mistakes::{Place, Report, nearest};
-use super::reader::{Reader, join};
-use super::rules::NOT_YET;
+use super::mistakes::{Place, Report};
+use super::reader::Reader;
 use super::settings::find;
 use super::tree::{Node, Value};
+use super::{SecretRef, SecretSource};
 use crate::credentials::Secret;
 
 /// What the file says about secrets.
@@ -61,7 +60,7 @@ impl Sources<'_> {
 /// `token:` of the file: a token in clear, or a reference.
 pub(crate) fn token(reader: &mut Reader<'_>, node: &Node) -> Option<SecretSource> {
     match &node.value {
-        Value::Map(_) => reference(reader, node, "token"),
+        Value::Map(_) => SecretRef::keyed(reader, node, "token").map(Into::into),
         _ => {
             let text = reader.text(node, "token").filter(|text| !text.is_empty())?;
             // A token is base64 of an object, so it starts with `e`: a slash makes a path.
@@ -78,46 +77,10 @@ pub(crate) fn token(reader: &mut Reader<'_>, node: &Node) -> Option<SecretSource
 /// `token-file:` of the file: a path, or a reference.
 pub(crate) fn token_file(reader: &mut Reader<'_>, node: &Node) -> Option<SecretSource> {
     match &node.value {
-        Value::Map(_) => reference(reader, node, "token-file"),
+        Value::Map(_) => SecretRef::keyed(reader, node, "token-file").map(Into::into),
         _ => {
             let text = reader.text(node, "token-file").filter(|text| !text.is_empty())?;
             Some(SecretSource::TokenFile(PathBuf::from(text)))
-        }
-    }
-}
-
-fn reference(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<SecretSource> {
-    const FORMS: &str = "must be one of `file` (with or without `key`), `env` and `credential`";
-    let before = reader.report.mistakes.len();
-    let (mut file, mut key, mut env, mut credential) = (None, None, None, None);
-    for entry in reader.map(node, path)? {
-        let here = &join(path, &entry.key);
-        match &*entry.key {
-            "credential" => credential = reader.text(&entry.node, here),
-            "env" => env = reader.text(&entry.node, here),
-            "file" => file = reader.text(&entry.node, here),
-            "key" => key = reader.text(&entry.node, here),
-            "vault" => reader.report.mistake(entry.place, here, NOT_YET),
-            // One of adit's own forms, so not even `--lenient` lets a misspelt key pass.
-            other => {
-                let nearest = nearest(other, ["credential", "env", "file", "key", "vault"]);
-                reader.report.unknown(entry.place, here, nearest);
-            }
-        }
-    }
-    if reader.report.mistakes.len() > before {
-        return None;
-    }
-    let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let (file, key, env, credential) = (filled(file), filled(key), filled(env), filled(credential));
-    match (file, key, env, credential) {
-        (Some(file), Some(key), None, None) => Some(SecretSource::FileKey { file: PathBuf::from(file), key }),
-        (Some(file), None, None, None) => Some(SecretSource::TokenFile(PathBuf::from(file))),
-        (None, None, Some(name), None) => Some(SecretSource::Env(name)),
-        (None, None, None, Some(name)) if !name.contains('/') => Some(SecretSource::Credential(name)),
-        _ => {
-            reader.report.mistake(node.place, path, FORMS);
-            None
         }
     }
 }

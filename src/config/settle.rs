@@ -10,7 +10,8 @@ use super::mistakes::{Place, Report};
 use super::origin::WarpRouting;
 use super::rules::Ingress;
 use super::{
-    Config, IpVersion, LogFormat, LogLevel, MetricsAddress, Protocol, QuicOptions, RemoteConfigMode, SecretSource,
+    Config, Guard, InnerHop, IpVersion, LogFormat, LogLevel, MetricsAddress, Protocol, QuicOptions, RemoteConfigMode,
+    SecretSource,
 };
 
 /// What has been read and is put together.
@@ -20,6 +21,8 @@ pub(crate) struct Parts {
     pub(crate) secret: SecretSource,
     pub(crate) ingress: Option<Ingress>,
     pub(crate) limits: Limits,
+    pub(crate) inner_hop: InnerHop,
+    pub(crate) guards: Vec<Guard>,
     pub(crate) reported: Vec<(String, String)>,
 }
 
@@ -30,7 +33,7 @@ impl Parts {
         remote_config: RemoteConfigMode,
         report: &mut Report,
     ) -> Config {
-        let Self { stacked, tunnel, secret, ingress, limits, reported } = self;
+        let Self { stacked, tunnel, secret, ingress, limits, inner_hop, guards, reported } = self;
         let nanos = |nanos: Option<u64>| nanos.map(Duration::from_nanos);
         let path = |text: Option<String>| text.filter(|text| !text.is_empty()).map(PathBuf::from);
         let quic = QuicOptions::default();
@@ -43,8 +46,8 @@ impl Parts {
         let bind: Option<IpAddr> = stacked.edge_bind_address.and_then(|text| text.parse().ok());
         let tags = stacked.tag.iter().filter_map(|tag| tag.split_once('='));
         Config {
-            inner_hop: std::sync::Arc::default(),
-            guards: Vec::new(),
+            inner_hop: inner_hop.into(),
+            guards,
             tunnel,
             secret,
             protocol: protocol(stacked.protocol.as_deref(), report),

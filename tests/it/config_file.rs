@@ -107,18 +107,25 @@ fn lenient_turns_unknown_keys_into_warnings_but_not_adits_own() {
     let refused = parse_file("t.yml", yaml, &unclear, |_| None).unwrap_err();
     assert!(refused.to_string().contains("--lenient: must be true or false"));
     assert!(read("inner-hop: {}\n").is_err());
-    assert!(read("innerHop: {}\n").is_err());
+    for section in ["innerHop", "limits"] {
+        assert!(read(&format!("{section}: {{extraKey: 1}}\n")).is_err(), "{section}");
+    }
+    assert!(read("guard: [{extraKey: 1}]\n").unwrap_err().to_string().contains("guard[0].extraKey: unknown key"));
+    let inline = "ingress: [{service: 'http://localhost', innerHop: {extraKey: 1}}]";
+    assert!(read(inline).unwrap_err().to_string().contains("ingress[0].innerHop.extraKey: unknown key"));
     assert!(read("token: {flie: /x}\n").is_err());
 }
 
 #[test]
 fn what_comes_with_later_releases_is_refused_not_ignored() {
-    for section in ["innerHop", "guard", "vault", "egressProxy", "strictPermissions"] {
+    for section in ["vault", "egressProxy", "strictPermissions"] {
         let refused = mistakes(&format!("{section}: {{}}\n"));
         assert!(refused.contains(&format!("{section}: not supported by this version")), "{refused}");
     }
-    let refused = mistakes("ingress: [{service: 'http://x', innerHop: {}}]");
-    assert!(refused.contains("not supported by this version"), "{refused}");
+    let refused = mistakes("innerHop: {identities: {a: {vaultPki: {mount: pki}}}, originTrust: [{vault: x, key: y}]}");
+    for key in ["identities.a.vaultPki", "originTrust[0].vault"] {
+        assert!(refused.contains(&format!("innerHop.{key}: not supported by this version")), "{refused}");
+    }
     assert!(mistakes("token: {vault: secret/x, key: y}\n").contains("token.vault: not supported"));
 }
 

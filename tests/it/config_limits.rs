@@ -196,7 +196,7 @@ fn adits_edge_pushes_what_its_file_says_and_the_edge_of_others_is_not_told() {
     let keys = ["limits", "forwarded", "proxyProtocol", "health", "http://y"];
     assert!(keys.iter().all(|key| !told.contains(key)), "{told}");
     assert_eq!(pushed.ignored_keys, 0);
-    let view: Value = serde_json::from_str(&config_view(-1, &ingress, &warp)).unwrap();
+    let view: Value = serde_json::from_str(&config_view(-1, &ingress, &warp, &Default::default())).unwrap();
     let shown = &view["config"]["ingress"][0];
     assert_eq!((&shown["forwarded"], &shown["proxyProtocol"]), (&json!("append"), &json!("v1")));
     assert_eq!(shown["limits"]["maxConcurrent"], 2);

@@ -29,7 +29,8 @@ fn pushes_are_judged_and_resolved_like_in_the_vectors() {
         if forgiven {
             continue;
         }
-        let view: Value = serde_json::from_str(&config_view(1, &config.ingress, &config.warp_routing)).unwrap();
+        let view: Value =
+            serde_json::from_str(&config_view(1, &config.ingress, &config.warp_routing, &Default::default())).unwrap();
         assert_eq!(view["config"]["originRequest"], case["defaults_effective"], "{name}");
         let wanted = case["rules_effective"].as_array().unwrap();
         for (at, wanted) in wanted.iter().enumerate() {
@@ -180,7 +181,8 @@ fn the_view_before_any_push_has_version_minus_one() {
     let vector = &vectors("json.config")[0];
     let wanted: Value = serde_json::from_str(vector["body"].as_str().unwrap()).unwrap();
     let ingress = Ingress::unconfigured();
-    let view: Value = serde_json::from_str(&config_view(-1, &ingress, &WarpRouting::default())).unwrap();
+    let view: Value =
+        serde_json::from_str(&config_view(-1, &ingress, &WarpRouting::default(), &Default::default())).unwrap();
     assert_eq!(view["version"], -1);
     assert_eq!(view["config"]["originRequest"], wanted["config"]["originRequest"]);
     // cloudflared's built-in rule carries zeros in place of options; adit's carries the defaults.

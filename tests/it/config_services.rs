@@ -228,7 +228,8 @@ fn a_list_is_told_whole_to_an_edge_of_our_own_and_by_its_first_service_to_any_ot
 #[test]
 fn lists_are_shown_to_people() {
     let ingress = ingress(BOTH);
-    let view: Value = serde_json::from_str(&config_view(-1, &ingress, &WarpRouting::default())).unwrap();
+    let view: Value =
+        serde_json::from_str(&config_view(-1, &ingress, &WarpRouting::default(), &Default::default())).unwrap();
     let first = &view["config"]["ingress"][0];
     assert_eq!(first["service"], "https://a:8443");
     assert_eq!(first["services"], json!(["https://a:8443", "https://b"]));

@@ -17,6 +17,7 @@ mod chaos;
 mod cli;
 mod cloudflared;
 mod config_file;
+mod config_inner_hop;
 mod config_layers;
 mod config_limits;
 mod config_remote;

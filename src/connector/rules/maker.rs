@@ -35,7 +35,7 @@ impl Maker {
 
     /// With the number of keys that nothing reads.
     pub(super) fn of_edge(&self, local: &Local, pushed: &Pushed) -> Result<(Routes, usize), Refusal> {
-        let parsed = RemoteConfig::judge(&pushed.json, pushed.by, &local.mode)
+        let parsed = RemoteConfig::judge(&pushed.json, pushed.by, &local.mode, &local.inner_hop)
             .map_err(|refused| Refusal { held: refused.held, error: cut(refused.mistakes.to_string()) })?;
         let warp = parsed.warp_routing.limited(local.max_active_flows);
         let sources = Sources {

@@ -102,7 +102,8 @@ pub(super) fn ingress_validate(case: &Value) {
 
 pub(super) fn origin_request_merge(case: &Value) {
     let ingress = rules(case, text(case, "input")).unwrap().unwrap();
-    let shown: Value = serde_json::from_str(&config_view(-1, &ingress, &Default::default())).unwrap();
+    let shown: Value =
+        serde_json::from_str(&config_view(-1, &ingress, &Default::default(), &Default::default())).unwrap();
     let told = told(&ingress);
     for (at, expect) in list(case, "expect").iter().enumerate() {
         let mut effective = expect["effective"].clone();
