@@ -5,7 +5,14 @@
 pub mod drain;
 mod edge;
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -25,6 +32,7 @@ use crate::{
     metrics::Metrics,
     proxy::Routes,
     shutdown::Tasks,
+    tls::keyring::{Keyring, Kind, Shown},
     transport::Transport,
 };
 
@@ -61,6 +69,8 @@ pub struct ConnectorView {
     pub status: watch::Receiver<Option<watch::Receiver<Status>>>,
     /// The rules in force.
     pub routes: watch::Receiver<Arc<Routes>>,
+    /// Identities and trust in use.
+    pub keyring: watch::Receiver<Arc<Keyring>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// For the count of panics.
@@ -183,6 +193,9 @@ impl ConnectorView {
         match path {
             "/startupz" => health(self.status.borrow().is_some(), "waiting for secrets\n"),
             "/readyz" if draining => health(false, "draining\n"),
+            "/readyz" if !self.keyring.borrow().is_valid(SystemTime::now()) => {
+                health(false, "a secret cannot be used\n")
+            }
             "/readyz" => health(self.status().ready() > 0, "no registered connection\n"),
             "/ready" => {
                 let ready = if draining { 0 } else { self.status().ready() };
@@ -281,9 +294,34 @@ impl ConnectorView {
             let services: Vec<_> = rule.services().map(|(_, spelling)| spelling).collect();
             let _ = writeln!(page, "  {host} {path} -> {}", services.join(", "));
         }
+        let keyring = self.keyring.borrow().clone();
+        let now = SystemTime::now();
+        let all = keyring.shown(now);
+        if !all.is_empty() {
+            let _ = writeln!(page, "\nidentities and trust, generation {}", keyring.generation);
+        }
+        for shown in &all {
+            let _ = writeln!(page, "  {}", secret_line(shown, now));
+        }
         let _ = writeln!(page, "\nrequests in flight: {}", self.metrics.in_flight());
         page
     }
+}
+
+/// An identity or a trust, and how long it lasts.
+fn secret_line(shown: &Shown, now: SystemTime) -> String {
+    let kind = match shown.kind {
+        Kind::Identity => "identity",
+        Kind::CallerTrust => "trust in callers",
+        Kind::OriginTrust => "trust in services",
+    };
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    let left = match (&shown.unusable, shown.not_after) {
+        (Some(why), _) => format!("UNUSABLE: {why}"),
+        (None, Some(not_after)) => format!("{} days left", not_after.saturating_sub(now).div_euclid(86_400)),
+        (None, None) => "without an end".into(),
+    };
+    format!("{kind} {}  {left}", shown.name)
 }
 
 /// OpenMetrics, which the text exposition format of older scrapers is a subset of.

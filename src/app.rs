@@ -1,12 +1,16 @@
 //! The composition root: binds everything, runs it, drains it. The only place that knows everybody.
 
+mod keys;
 mod notify;
 mod reload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -21,6 +25,8 @@ use crate::{
     tls::EdgeTls,
     transport::quic::QuicOptions,
 };
+use keys::Keys;
+pub use keys::SETTLE;
 pub use reload::Reloading;
 use reload::{Live, Reload};
 
@@ -36,6 +42,7 @@ pub struct ConnectorApp {
     rules: Rules,
     live: Live,
     reloading: Option<Reloading>,
+    keys: Keys,
     tasks: Tasks,
 }
 
@@ -55,13 +62,20 @@ impl ConnectorApp {
         let rules = Rules::new((&config).into(), ground).map_err(|error| anyhow::anyhow!(error))?;
         let connector = Uuid::new_v4();
         let live = Live::new(&config, connector)?;
-        Ok(Self { config, search, admin, connector, metrics, tls, rules, live, reloading: None, tasks })
+        let keys = Keys::new(&config, SETTLE, metrics.clone());
+        Ok(Self { config, search, admin, connector, metrics, tls, rules, live, reloading: None, keys, tasks })
     }
 
     /// Reads the configuration again while it runs.
     #[must_use]
     pub fn reloading(self, reloading: Reloading) -> Self {
         Self { reloading: Some(reloading), ..self }
+    }
+
+    /// Secrets have settled after so much silence, instead of [`SETTLE`].
+    #[must_use]
+    pub fn settling(self, settle: Duration) -> Self {
+        Self { keys: Keys::new(&self.config, settle, self.metrics.clone()), ..self }
     }
 
     /// Where the admin address is.
@@ -83,14 +97,14 @@ impl ConnectorApp {
         self.metrics.clone()
     }
 
-    /// Waits for the token, connects, and stays connected until the tasks are drained; returns once they are and the
+    /// Waits for the token and other secrets, connects, and stays connected until the tasks are drained; returns once they are and the
     /// process is to end.
     ///
     /// # Errors
     ///
-    /// When the token cannot be used.
+    /// When the token, an identity or a trust cannot be used.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { config, search, admin, connector, metrics, tls, rules, live, reloading, tasks } = self;
+        let Self { config, search, admin, connector, metrics, tls, rules, live, reloading, keys, tasks } = self;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), %connector, admin = admin::shown(&admin),
             rules = config.ingress.as_ref().map_or(0, |ingress| ingress.rules.len()), "starting"
@@ -103,6 +117,7 @@ impl ConnectorApp {
             connector,
             status,
             routes: rules.routes(),
+            keyring: keys.keyring(),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             tunnel: tunnel_seen,
@@ -122,19 +137,25 @@ impl ConnectorApp {
         });
         let (grace, local_rules) = (live.grace.subscribe(), live.local_rules.subscribe());
         let inbox = rules.start(&tasks);
-        if let Some(reloading) = reloading {
-            let (started, metrics, rules) = (config.clone(), metrics.clone(), inbox.reloads.clone());
-            let reload = Reload { reloading, started, connector, live, rules, metrics };
-            tasks.attend(reload.run(tasks.clone()));
-        }
+        let (ready, loaded) = oneshot::channel();
+        let (started_, metrics_, rules) = (config.clone(), metrics.clone(), inbox.reloads.clone());
+        let ready = Some(ready);
+        let reload = Reload { reloading, started: started_, connector, live, rules, metrics: metrics_, keys, ready };
+        tasks.attend(reload.run(tasks.clone()));
         let draining = tasks.draining();
+        let secrets = async {
+            let token = async { Ok(secrets::token(&config.secret, config.tunnel.as_deref(), &search).await?) };
+            let loaded = async { loaded.await.context("the connector is stopping")?.context("secrets") };
+            tokio::try_join!(token, loaded)
+        };
         let token = tokio::select! {
-            token = secrets::token(&config.secret, config.tunnel.as_deref(), &search) => token?,
+            biased;
             () = draining.cancelled() => {
                 drained.send_replace(true);
                 leaving.cancelled().await;
                 return Ok(());
             }
+            secrets = secrets => secrets?.0,
         };
         let known = token.borrow().clone();
         tunnel.send_replace(Some(known.tunnel));

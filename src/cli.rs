@@ -8,11 +8,14 @@ mod pki;
 mod ready;
 mod run;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Flags, search_directories};
+use crate::{
+    app::SETTLE,
+    config::{Flags, search_directories},
+};
 
 /// Dials outward to an edge and serves its visitors from services that expose nothing.
 #[derive(Debug, Parser)]
@@ -53,6 +56,9 @@ struct RunArgs {
     /// Threads for the traffic; by default half the cores, at most 4
     #[arg(long, global = true, value_name = "N")]
     workers: Option<usize>,
+    /// Milliseconds of silence after which changed secrets are read, for tests that change them often
+    #[arg(long, hide = true, value_name = "MS")]
+    secrets_settle: Option<u64>,
     /// Tunnel id or name, when there is a credentials file and no token
     #[arg(value_name = "TUNNEL")]
     tunnel: Option<String>,
@@ -133,9 +139,12 @@ impl Cli {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
         let outcome = match self.command {
-            Command::Run(RunArgs { flags, workers, tunnel }) => run::connector(with_tunnel(flags, tunnel), workers),
+            Command::Run(RunArgs { flags, workers, secrets_settle, tunnel }) => {
+                let settle = secrets_settle.map_or(SETTLE, Duration::from_millis);
+                run::connector(with_tunnel(flags, tunnel), workers, settle)
+            }
             Command::Tunnel(TunnelArgs { flags, workers, command }) => match command {
-                TunnelCommand::Run { tunnel } => run::connector(with_tunnel(flags, tunnel), workers),
+                TunnelCommand::Run { tunnel } => run::connector(with_tunnel(flags, tunnel), workers, SETTLE),
                 TunnelCommand::Ingress { command } => ingress::run(&flags, &command),
                 TunnelCommand::Ready => ready::run(&flags),
             },

@@ -5,6 +5,7 @@
 
 mod configuration;
 pub mod edge;
+mod identity;
 
 use std::{
     fmt,
@@ -24,6 +25,7 @@ use prometheus_client::{
 
 use crate::code::Code;
 pub use configuration::{Configuration, Generation, Outcome};
+pub use identity::Identities;
 
 /// Rules with series of their own; those beyond share one, so that a pushed configuration cannot grow the memory.
 const MOST_RULES: usize = 100;
@@ -141,6 +143,8 @@ struct BuildLabel {
 pub struct Metrics {
     /// Those of the configuration.
     pub configuration: Configuration,
+    /// Those of secrets.
+    pub identities: Identities,
     registry: Registry,
     ha_connections: IntGauge,
     total_requests: PlainCounter,
@@ -199,6 +203,7 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Self {
             configuration: Configuration::new(),
+            identities: Identities::new(),
             registry: Registry::default(),
             ha_connections: IntGauge::default(),
             total_requests: PlainCounter::default(),
@@ -276,6 +281,7 @@ impl Metrics {
             self.server_locations.clone(),
         );
         self.configuration.register(r);
+        self.identities.register(r);
         r.register(
             "cloudflared_config_local_config_pushes",
             "Local rules told to the edge",

@@ -18,7 +18,7 @@ use crate::{
     telemetry::{self, LogOptions},
 };
 
-pub(super) fn connector(flags: Flags, workers: Option<usize>) -> Outcome {
+pub(super) fn connector(flags: Flags, workers: Option<usize>, settle: Duration) -> Outcome {
     let source = Source { flags, env, search: search() };
     let loaded = match source.load() {
         Ok(loaded) => loaded,
@@ -51,7 +51,7 @@ pub(super) fn connector(flags: Flags, workers: Option<usize>) -> Outcome {
         let hangup = on_signals(&tasks);
         let reloading = Reloading { source, file: loaded.file, hangup };
         let app = match ConnectorApp::bind(config, search(), tasks.clone()).await {
-            Ok(app) => app.reloading(reloading),
+            Ok(app) => app.settling(settle).reloading(reloading),
             Err(error) => {
                 tracing::error!("{error:#}");
                 return Outcome::Usage;

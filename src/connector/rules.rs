@@ -17,6 +17,7 @@ use crate::{
     metrics::Outcome,
     proxy::{self, Ground, Routes},
     shutdown::Tasks,
+    tls::keyring::Keyring,
     wire::calls::{Applied, Push},
 };
 use maker::{Maker, Refusal, aside};
@@ -46,12 +47,14 @@ impl From<&Config> for Local {
     }
 }
 
-/// A change of the file, and who waits to hear whether its rules can be used.
+/// A change of the file or of secrets, and who waits to hear whether the rules can be used.
 #[derive(Debug)]
 pub struct Reload {
-    /// What the file says now.
-    pub local: Local,
-    /// Takes the reason when the file's rules cannot be used; then nothing has changed.
+    /// What the file says now, if it has changed.
+    pub local: Option<Local>,
+    /// Identities and trust, if they have changed.
+    pub keyring: Option<Arc<Keyring>>,
+    /// Takes the reason when the rules cannot be used; then nothing has changed.
     pub reply: oneshot::Sender<Result<(), String>>,
 }
 
@@ -60,7 +63,7 @@ pub struct Reload {
 pub struct Inbox {
     /// Takes pushes; one of each connection fits.
     pub pushes: mpsc::Sender<Push>,
-    /// Takes changes of the file.
+    /// Takes changes of the file and of secrets.
     pub reloads: mpsc::Sender<Reload>,
 }
 
@@ -118,8 +121,8 @@ impl Rules {
                         }
                         None => return,
                     },
-                    Some(Reload { local, reply }) = changed.recv() => {
-                        let _ = reply.send(self.reload(local).await);
+                    Some(Reload { local, keyring, reply }) = changed.recv() => {
+                        let _ = reply.send(self.change(local, keyring).await);
                     }
                 }
             }
@@ -166,15 +169,20 @@ impl Rules {
         }
     }
 
-    /// Takes over what the file says now. Its rules must be usable even where the edge's stay in force: they are what
-    /// `remoteConfig: ignore` falls back to.
-    async fn reload(&mut self, local: Local) -> Result<(), String> {
-        let local = Arc::new(local);
+    /// Takes over what the file says now, and the secrets. The file's rules must be usable even where the edge's stay in
+    /// force: they are what `remoteConfig: ignore` falls back to.
+    async fn change(&mut self, local: Option<Local>, keyring: Option<Arc<Keyring>>) -> Result<(), String> {
+        let only_secrets = local.is_none();
+        let local = local.map_or_else(|| self.local.clone(), Arc::new);
+        let mut maker = self.maker.clone();
+        if let Some(keyring) = keyring {
+            maker.0.keyring = keyring;
+        }
         let candidates: Vec<Pushed> = self.held.iter().chain(&self.accepted).cloned().collect();
-        let (maker, local_) = (self.maker.clone(), local.clone());
+        let (maker_, local_) = (maker.clone(), local.clone());
         let (of_file, of_edge) = aside(move || {
-            let of_file = maker.of_file(&local_).map_err(|error| Refusal { held: false, error })?;
-            let judge = |pushed: Pushed| match maker.of_edge(&local_, &pushed) {
+            let of_file = maker_.of_file(&local_).map_err(|error| Refusal { held: false, error })?;
+            let judge = |pushed: Pushed| match maker_.of_edge(&local_, &pushed) {
                 Ok((routes, _)) => Some((pushed, routes)),
                 Err(Refusal { error, .. }) => {
                     tracing::debug!(version = pushed.version, error, "the edge's rules stay out of force");
@@ -186,8 +194,12 @@ impl Rules {
         .await
         .map_err(|refusal: Refusal| refusal.error)?;
         let (before, file_changed) = (self.version(), self.local.ingress != local.ingress);
+        // Other secrets are no reason to change whose rules are in force.
+        if only_secrets && before >= 0 && of_edge.is_none() {
+            return Err(format!("the edge's rules, version {before}, cannot be used with the changed secrets"));
+        }
         let mode = local.mode.to_string();
-        self.local = local;
+        (self.local, self.maker) = (local, maker);
         self.told = None;
         match of_edge {
             Some((pushed, routes)) => {
@@ -240,6 +252,12 @@ mod tests {
 
     fn rules(yaml: &str) -> Rules {
         Rules::new(local(yaml), Ground::bare(Arc::new(crate::metrics::Metrics::new()))).unwrap()
+    }
+
+    impl Rules {
+        async fn reload(&mut self, local: Local) -> Result<(), String> {
+            self.change(Some(local), None).await
+        }
     }
 
     fn to(service: &str) -> String {
@@ -345,6 +363,28 @@ mod tests {
             .await
             .unwrap();
         assert!(seen.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn other_secrets_make_the_same_rules_anew_whoever_they_are_from() {
+        let mut rules = rules(&to("http_status:201"));
+        let ring = |generation| Some(Arc::new(Keyring::of_generation(generation)));
+        for (generation, version, service) in [(1, -1, "http_status:201"), (2, 3, "http_status:203")] {
+            if version >= 0 {
+                push(&mut rules, version, service).await;
+            }
+            let mut seen = rules.routes();
+            seen.borrow_and_update();
+            rules.change(None, ring(generation)).await.unwrap();
+            assert!(seen.has_changed().unwrap());
+            assert_eq!(in_force(&rules), is(version, service));
+            seen.borrow_and_update();
+            rules.change(None, ring(generation)).await.unwrap();
+            assert!(!seen.has_changed().unwrap(), "the same generation changes nothing");
+        }
+        // They are there for what comes later, too.
+        push(&mut rules, 9, "http_status:209").await;
+        assert_eq!(rules.routes.borrow().secrets(), 2);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use prometheus_client::{
 use super::IntGauge;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
+pub(super) struct OutcomeLabel {
     outcome: &'static str,
 }
 
@@ -30,9 +30,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 3] = [Self::Applied, Self::Unchanged, Self::Refused];
+    pub(super) const ALL: [Self; 3] = [Self::Applied, Self::Unchanged, Self::Refused];
 
-    fn label(self) -> OutcomeLabel {
+    pub(super) fn label(self) -> OutcomeLabel {
         let outcome = match self {
             Self::Applied => "applied",
             Self::Unchanged => "unchanged",

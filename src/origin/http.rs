@@ -138,6 +138,13 @@ impl HttpOrigin {
         self.shared.sweep();
     }
 
+    /// Another generation of rules or secrets serves what is new: idle connections are closed at once, shared ones end
+    /// with their last request, and none is kept any more.
+    pub fn retire(&self) {
+        self.pool.retire();
+        self.shared.retire();
+    }
+
     /// Looks the name of the service up and lets go of connections to addresses that are no longer its own: idle ones
     /// are closed, shared ones end with their last request. A look-up that fails changes nothing. Nothing is asked
     /// while no connection waits.

@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Waker},
     time::Duration,
@@ -47,6 +47,8 @@ const SETTINGS_LIMIT: Duration = Duration::from_secs(1);
 pub(super) struct Shared {
     names: Mutex<HashMap<Name, Connections>>,
     lifetime: Duration,
+    /// Changed and read with `names` locked.
+    retired: AtomicBool,
 }
 
 type Name = Option<ServerName<'static>>;
@@ -135,7 +137,7 @@ impl Drop for Opening<'_> {
 impl Shared {
     /// Idle connections are kept for `lifetime`.
     pub(super) fn new(lifetime: Duration) -> Self {
-        Self { names: Mutex::default(), lifetime }
+        Self { names: Mutex::default(), lifetime, retired: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Name, Connections>> {
@@ -225,12 +227,24 @@ impl Shared {
         let connection = Connection { sender, load, turns, peer, id: NEXT.fetch_add(1, Ordering::Relaxed) };
         let stream = connection.stream();
         let mut names = self.lock();
+        if self.retired.load(Ordering::Relaxed) {
+            return Ok(stream);
+        }
         let connections = names.entry(name.cloned()).or_default();
         // One too many serves its request and ends.
         if connections.open.len() < MOST_CONNECTIONS {
             connections.open.push(connection);
         }
         Ok(stream)
+    }
+
+    /// Lets go of every connection, and from now on of each that is opened: they end with their last request.
+    pub(super) fn retire(&self) {
+        let mut names = self.lock();
+        self.retired.store(true, Ordering::Relaxed);
+        for connections in names.values_mut() {
+            connections.open.clear();
+        }
     }
 
     /// Lets go of connections that nobody has used for long; for those that were opened for a rush, too.

@@ -6,7 +6,10 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,8 @@ pub(super) struct Pool {
     idle: Mutex<VecDeque<Idle>>,
     most: usize,
     lifetime: Duration,
+    /// Changed and read with `idle` locked.
+    retired: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -34,7 +39,7 @@ struct Idle {
 impl Pool {
     /// Keeps at most `most` connections, each for at most `lifetime`.
     pub(super) fn new(most: usize, lifetime: Duration) -> Self {
-        Self { idle: Mutex::default(), most, lifetime }
+        Self { idle: Mutex::default(), most, lifetime, retired: AtomicBool::new(false) }
     }
 
     /// The connection that was used last, so that the others can grow old.
@@ -54,10 +59,20 @@ impl Pool {
     /// Gives a connection back.
     pub(super) fn put(&self, connection: Box<H1>, name: Option<ServerName<'static>>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.retired.load(Ordering::Relaxed) {
+            return;
+        }
         idle.push_back(Idle { connection, name, since: Instant::now() });
         if idle.len() > self.most {
             idle.pop_front();
         }
+    }
+
+    /// Drops every connection, and from now on each that is given back.
+    pub(super) fn retire(&self) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        self.retired.store(true, Ordering::Relaxed);
+        idle.clear();
     }
 
     /// Drops what is too old; for services that nobody asks any more.

@@ -109,6 +109,13 @@ impl HttpServices {
         }
     }
 
+    /// Closes idle connections, and keeps none any more.
+    pub fn retire(&self) {
+        for service in &self.services {
+            service.origin.retire();
+        }
+    }
+
     /// Lets go of connections to addresses that the services' names no longer have.
     pub async fn follow_names(&self) {
         for service in &self.services {

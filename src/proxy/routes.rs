@@ -117,6 +117,8 @@ pub struct Routes {
     pub warp: WarpRouting,
     /// What the file says of the inner hop.
     pub inner_hop: Arc<InnerHop>,
+    /// Of the keyring.
+    secrets: u64,
     _alive: Generation,
 }
 
@@ -153,17 +155,23 @@ impl Routes {
             },
             warp,
             inner_hop,
+            secrets: ground.keyring.generation,
             _alive: ground.metrics.configuration.generation(),
         })
     }
 
     /// Whether requests would be served the same.
     pub fn same_as(&self, other: &Self) -> bool {
-        let asked = |routes: &Self| (routes.version, routes.table.is_some());
+        let asked = |routes: &Self| (routes.version, routes.table.is_some(), routes.secrets);
         asked(self) == asked(other)
             && self.ingress == other.ingress
             && self.warp == other.warp
             && self.inner_hop == other.inner_hop
+    }
+
+    /// The generation of identities and trust that they were made with.
+    pub fn secrets(&self) -> u64 {
+        self.secrets
     }
 
     /// The rule for a request; `None` while there are no rules at all.

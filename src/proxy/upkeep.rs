@@ -9,7 +9,7 @@ use super::{Route, Routes};
 use crate::{
     ingress::Pattern,
     metrics::Metrics,
-    origin::{Origin, balance::Balance},
+    origin::{Origin, balance::Balance, services::HttpServices},
 };
 
 /// How often idle connections are looked through; the shortest `keepAliveTimeout` worth having.
@@ -26,13 +26,26 @@ pub async fn upkeep(mut published: watch::Receiver<Arc<Routes>>, metrics: Arc<Me
     loop {
         let routes = published.borrow_and_update().clone();
         metrics.forget_origins();
-        succeed(&routes, before.take().as_deref());
+        let old = before.take();
+        succeed(&routes, old.as_deref());
+        // A long stream may hold the old rules for days: their connections, of an old identity perhaps, do not wait for
+        // it.
+        if let Some(old) = old {
+            http_services(&old).for_each(HttpServices::retire);
+        }
         tokio::select! {
             () = attend(&routes) => {}
             changed = published.changed() => if changed.is_err() { return },
         }
         before = Some(routes);
     }
+}
+
+fn http_services(routes: &Routes) -> impl Iterator<Item = &HttpServices> {
+    routes.origins().filter_map(|origin| match origin {
+        Origin::Http(services) => Some(&**services),
+        _ => None,
+    })
 }
 
 /// What is known of services is handed on where the same hosts and paths lead to them.
@@ -65,12 +78,7 @@ fn judged_of<'a>(pattern: &'a Pattern, route: &'a Route) -> impl Iterator<Item =
 
 /// Never ends.
 async fn attend(routes: &Routes) {
-    let services = || {
-        routes.origins().filter_map(|origin| match origin {
-            Origin::Http(services) => Some(services),
-            _ => None,
-        })
-    };
+    let services = || http_services(routes);
     let checks: FuturesUnordered<_> = services().filter(|services| services.is_checked()).map(|s| s.check()).collect();
     let checks = checks.for_each(|()| std::future::ready(())).then(|()| std::future::pending::<()>());
     let sweep = async {

@@ -94,8 +94,7 @@ pub fn read(reference: &SecretRef) -> Result<Zeroizing<Vec<u8>>, ReadError> {
 }
 
 /// How long these files must still be left alone until nobody has changed them for `settle`; `None`: they have. Files
-/// that are not there are at rest. A file from the future (another machine's clock) is taken to have changed now, once
-/// for each time that this is asked.
+/// that are not there are at rest, and so is a file from the future, by another machine's clock.
 pub fn at_rest<'a>(files: impl IntoIterator<Item = &'a PathBuf>, settle: Duration) -> Option<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let changed = |file: &PathBuf| {

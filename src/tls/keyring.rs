@@ -133,6 +133,12 @@ pub enum Kind {
 }
 
 impl Keyring {
+    /// An empty one.
+    #[cfg(test)]
+    pub(crate) fn of_generation(generation: u64) -> Self {
+        Self { generation, ..Self::default() }
+    }
+
     /// What is presented from this source.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::{
     identity::{Certificate, Digest},
     secrets::ReadError,
     tls::{
-        callers::CallerTrust,
+        callers::{CallerTrust, CallerTrustError},
         pem::{self, PemError},
     },
 };
@@ -32,7 +32,7 @@ pub const OVERLAP: Duration = Duration::from_secs(30);
 pub enum Fault {
     /// The trust is none that callers can be held against.
     #[error("{0}")]
-    CallerTrust(String),
+    CallerTrust(#[from] CallerTrustError),
     /// Its time is over.
     #[error("has expired")]
     Expired,
@@ -290,8 +290,10 @@ impl<R: Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>, ReadError>> Loading<'_, R> 
             content_of(crls.iter().map(AsRef::as_ref)),
         ];
         let content = content_of(content.iter().map(|digest| &digest.0[..]));
-        let trust = trust_in_callers(living().cloned().collect(), intermediates, allowlisted, crls)?;
-        Ok(anchors.kept(self, trust, content))
+        let trust = CallerTrust::new(living().cloned().collect(), intermediates, allowlisted, crls)?;
+        let revocation_ends = trust.revocation_ends();
+        let kept = anchors.kept(self, trust, content);
+        Ok(Kept { not_after: kept.not_after.into_iter().chain(revocation_ends).min(), ..kept })
     }
 
     fn anchors<'a>(&self, sources: &'a [SecretRef]) -> Result<Anchors<'a>, Fault> {
@@ -373,13 +375,4 @@ fn content_of<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Digest {
         all.extend_from_slice(part);
     }
     Digest::of(&all)
-}
-
-fn trust_in_callers(
-    anchors: Vec<CertificateDer<'static>>,
-    intermediates: Vec<CertificateDer<'static>>,
-    allowlisted: Vec<CertificateDer<'static>>,
-    crls: Vec<CertificateRevocationListDer<'static>>,
-) -> Result<CallerTrust, Fault> {
-    CallerTrust::new(anchors, intermediates, allowlisted, crls).map_err(|error| Fault::CallerTrust(error.to_string()))
 }
