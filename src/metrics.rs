@@ -3,6 +3,7 @@
 //! Where the peer has a name for a thing, that name is used, spelled as it spells it; the rest begins with `adit_`.
 //! Labels are closed sets or rule numbers, never hosts or paths. Handles of hot paths are resolved once.
 
+pub mod callers;
 mod configuration;
 pub mod edge;
 
@@ -139,6 +140,8 @@ struct BuildLabel {
 /// The metrics of a connector.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Decisions about callers.
+    pub callers: callers::Callers,
     /// Those of the configuration.
     pub configuration: Configuration,
     registry: Registry,
@@ -198,6 +201,7 @@ impl Metrics {
     /// Everything at zero.
     pub fn new() -> Self {
         let mut metrics = Self {
+            callers: callers::Callers::default(),
             configuration: Configuration::new(),
             registry: Registry::default(),
             ha_connections: IntGauge::default(),
@@ -275,6 +279,7 @@ impl Metrics {
             "Where connections are, 1 now, 0 before",
             self.server_locations.clone(),
         );
+        self.callers.register(r);
         self.configuration.register(r);
         r.register(
             "cloudflared_config_local_config_pushes",

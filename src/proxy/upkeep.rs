@@ -1,6 +1,10 @@
 //! What the rules in force need beside requests: checks of services, and pools without old or lost connections.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::watch;
@@ -26,12 +30,21 @@ pub async fn upkeep(mut published: watch::Receiver<Arc<Routes>>, metrics: Arc<Me
     loop {
         let routes = published.borrow_and_update().clone();
         metrics.forget_origins();
+        tell_closed(&routes, before.as_deref());
         succeed(&routes, before.take().as_deref());
         tokio::select! {
             () = attend(&routes) => {}
             changed = published.changed() => if changed.is_err() { return },
         }
         before = Some(routes);
+    }
+}
+
+/// Rules that let nobody pass are told once, not again with every change of something else.
+fn tell_closed(routes: &Routes, before: Option<&Routes>) {
+    let told: HashSet<_> = before.into_iter().flat_map(Routes::closed).collect();
+    for (rule, reason) in routes.closed().filter(|closed| !told.contains(closed)) {
+        tracing::error!(rule, reason, "the trust in callers cannot be used: every request of this rule is refused");
     }
 }
 
