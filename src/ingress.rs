@@ -82,6 +82,22 @@ impl<T> Table<T> {
         (index, &self.rows[index].1)
     }
 
+    /// The pattern of a row.
+    pub fn pattern(&self, index: usize) -> Option<&Pattern> {
+        self.rows.get(index).map(|(pattern, _)| pattern)
+    }
+
+    /// What the first row with the same pattern leads to.
+    pub fn same(&self, pattern: &Pattern) -> Option<&T> {
+        let exact = pattern.hostname.as_ref().and_then(Hostname::exact);
+        let candidates = match exact {
+            Some(name) => self.exact.get(name)?,
+            None => &self.open,
+        };
+        let mut candidates = candidates.iter().filter_map(|index| self.rows.get(*index));
+        candidates.find(|(candidate, _)| candidate == pattern).map(|(_, target)| target)
+    }
+
     /// The rows in order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = (&Pattern, &T)> {
         self.rows.iter().map(|(pattern, target)| (pattern, target))

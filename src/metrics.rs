@@ -3,6 +3,7 @@
 //! Where the peer has a name for a thing, that name is used, spelled as it spells it; the rest begins with `adit_`.
 //! Labels are closed sets or rule numbers, never hosts or paths. Handles of hot paths are resolved once.
 
+pub mod callers;
 mod configuration;
 pub mod edge;
 mod identity;
@@ -141,6 +142,8 @@ struct BuildLabel {
 /// The metrics of a connector.
 #[derive(Debug)]
 pub struct Metrics {
+    /// Decisions about callers.
+    pub callers: callers::Callers,
     /// Those of the configuration.
     pub configuration: Configuration,
     /// Those of secrets.
@@ -202,6 +205,7 @@ impl Metrics {
     /// Everything at zero.
     pub fn new() -> Self {
         let mut metrics = Self {
+            callers: callers::Callers::default(),
             configuration: Configuration::new(),
             identities: Identities::new(),
             registry: Registry::default(),
@@ -280,6 +284,7 @@ impl Metrics {
             "Where connections are, 1 now, 0 before",
             self.server_locations.clone(),
         );
+        self.callers.register(r);
         self.configuration.register(r);
         self.identities.register(r);
         r.register(

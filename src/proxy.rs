@@ -9,6 +9,7 @@ pub mod frames;
 mod hello;
 mod http;
 pub mod limits;
+mod live;
 mod over_websocket;
 mod pipe;
 mod record;
@@ -21,17 +22,22 @@ mod websocket;
 use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use futures_util::future::Either;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    callers::{Permit, Relayed, families::Families, relayed},
     code::{ADIT_ERROR, Code},
     config::normal_host,
-    metrics::Metrics,
+    ingress::Pattern,
+    metrics::{Metrics, callers::Decision},
     origin::Origin,
     transport::{Incoming, Pending, Recv, Responder, Transport},
     wire::{Head, RequestHead, ResponseHead},
 };
+use limits::Place;
+use live::Leave;
 use record::Record;
 pub use record::is_probe;
 pub use routes::{Ground, Route, Routes, Sources, Way};
@@ -85,52 +91,121 @@ async fn request(
     proxy: &Proxy,
     routes: &Routes,
     record: &mut Record<'_>,
-    head: RequestHead,
+    mut head: RequestHead,
     responder: Responder,
     recv: Recv,
 ) {
-    let Ok(host) = head.host.to_str() else {
-        return refuse(record, responder, Code::RequestInvalid).await;
+    let granted = match grant(proxy, routes, record, &mut head) {
+        Ok(granted) => granted,
+        Err(code) => return refuse(record, responder, code).await,
     };
-    if normal_host(host) == proxy.management_hostname {
-        // The management service is not built; its requests must not reach a rule.
-        return refuse(record, responder, Code::NotFound).await;
+    if granted.way.policy.is_open() {
+        return forward(&granted, record, head, responder, recv).await;
     }
-    let Some((index, route)) = routes.find(host, head.target.path()) else {
-        return refuse(record, responder, Code::NoConfiguration).await;
+    let asked = live::Asked {
+        routes,
+        pattern: granted.pattern,
+        policy: &granted.way.policy,
+        caller: granted.permit.caller().clone(),
+        method: head.method.clone(),
+        host: normal_host(head.host.to_str().unwrap_or_default()).into_owned(),
+        target: head.target.clone(),
     };
+    let serving = forward(&granted, record, head, responder, recv);
+    let served = Box::pin(asked.attend(proxy.routes.clone(), &granted.leave, serving)).await;
+    if let Err(denied) = served {
+        record.withdrawn(denied);
+    }
+}
+
+/// A request that may go on to its service.
+struct Granted<'a> {
+    proxy: &'a Proxy,
+    route: &'a Route,
+    pattern: &'a Pattern,
+    way: &'a Way,
+    permit: Permit,
+    leave: Leave,
+    families: Option<&'a Arc<Families>>,
+    _place: Place<'a>,
+}
+
+/// Decides on a request. What an edge says of the visitor's certificate is read before it is taken out of the head,
+/// and taken out of every request, whatever its rule.
+fn grant<'a>(
+    proxy: &'a Proxy,
+    routes: &'a Routes,
+    record: &mut Record<'_>,
+    head: &mut RequestHead,
+) -> Result<Granted<'a>, Code> {
+    let host = head.host.to_str().map_err(|_| Code::RequestInvalid)?;
+    let normal_host = normal_host(host);
+    if normal_host == proxy.management_hostname {
+        // The management service is not built; its requests must not reach a rule.
+        return Err(Code::NotFound);
+    }
+    let path = head.target.path();
+    let (index, route) = routes.find(host, path).ok_or(Code::NoConfiguration)?;
+    let pattern = routes.pattern(index).ok_or(Code::NoConfiguration)?;
     record.matched(index, &route.metrics);
     if route.access_required {
-        return refuse(record, responder, Code::AccessRequired).await;
+        return Err(Code::AccessRequired);
     }
-    let Some(way) = route.way(&normal_host(host)) else {
+    let Some(way) = route.way(&normal_host) else {
         record.because("no entry of innerHop.rules is for this host and service");
-        return refuse(record, responder, Code::CallerNotAllowed).await;
+        return Err(Code::CallerNotAllowed);
     };
-    let Some(_place) = route.limiter.enter() else {
+    let permit = if way.policy.is_open() {
+        way.policy.admit(None, &head.method, path)
+    } else {
+        let relayed = way.policy.believes(record.via.own_edge);
+        let caller = way.policy.identify(relayed.map_or(Relayed::Nothing, |form| relayed::read(&head.headers, form)));
+        record.caller.clone_from(&caller);
+        way.policy.admit(caller, &head.method, path)
+    };
+    let permit = permit.map_err(|denied| {
+        record.denied(denied, way.policy.unusable());
+        denied.code()
+    })?;
+    if !way.policy.is_open() {
+        proxy.metrics.callers.decided(Decision::Allowed);
+    }
+    let Some(place) = route.limiter.enter() else {
         record.because("maxConcurrent requests are in flight");
-        return refuse(record, responder, Code::Overloaded).await;
+        return Err(Code::Overloaded);
     };
-    let permit = match way.policy.admit(None) {
-        Ok(permit) => permit,
-        Err(denied) => {
-            record.because(denied);
-            return refuse(record, responder, denied.code()).await;
+    let families = routes.families.as_ref();
+    if let Some(families) = families {
+        families.strip(&mut head.headers);
+    }
+    Ok(Granted { proxy, route, pattern, way, permit, leave: Leave::default(), families, _place: place })
+}
+
+/// Not an `async fn`: that would hold head and stream a second time, beside those of whoever serves.
+fn forward<'a>(
+    granted: &'a Granted<'_>,
+    record: &'a mut Record<'_>,
+    head: RequestHead,
+    responder: Responder,
+    recv: Recv,
+) -> impl Future<Output = ()> {
+    match granted.way.open(&granted.permit) {
+        Origin::Http(origin) => {
+            Either::Left(Either::Left(http::forward(granted, origin, record, head, responder, recv)))
         }
-    };
-    match way.open(&permit) {
-        Origin::Http(origin) => http::forward(proxy, route, origin, record, head, responder, recv).await,
-        Origin::Status(status) => {
-            record.status = *status;
-            if responder.respond(ResponseHead::new(*status), true).await.is_err() {
-                record.visitor_left();
-            }
-        }
-        Origin::Hello => hello::serve(record, head, responder, recv).await,
+        Origin::Status(status) => Either::Left(Either::Right(answer(record, *status, responder))),
+        Origin::Hello => Either::Right(Either::Left(hello::serve(record, head, responder, recv))),
         Origin::Stream(dialer, destination) => {
-            let service = over_websocket::Service { route, dialer, destination };
-            over_websocket::serve(proxy, service, record, head, responder, recv).await;
+            let service = over_websocket::Service { route: granted.route, dialer, destination };
+            Either::Right(Either::Right(over_websocket::serve(granted, service, record, head, responder, recv)))
         }
+    }
+}
+
+async fn answer(record: &mut Record<'_>, status: StatusCode, responder: Responder) {
+    record.status = status;
+    if responder.respond(ResponseHead::new(status), true).await.is_err() {
+        record.visitor_left();
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -12,7 +13,10 @@ use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::watch;
 
-use crate::transport::{Recv, StreamError};
+use crate::{
+    callers::families::Families,
+    transport::{Recv, StreamError},
+};
 
 /// What is sent to a service.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub enum RequestBody {
         remaining: Option<u64>,
         /// How many may still come, if their number is unknown.
         allowed: u64,
+        /// Headers that no trailers may say either.
+        families: Option<Arc<Families>>,
         /// Dropped with the body, when all of it has been handed to the connection.
         upload: watch::Sender<Upload>,
     },
@@ -134,10 +140,11 @@ impl RequestBody {
         (Self::Watched(upload), Told(Some(told)))
     }
 
-    /// The visitor's bytes: so many of them, or else at most `allowed`.
-    pub fn stream(recv: Recv, remaining: Option<u64>, allowed: u64) -> (Self, Told) {
+    /// The visitor's bytes: so many of them, or else at most `allowed`. What speaks of certificates where visitors must
+    /// not is taken out of their trailers, too.
+    pub fn stream(recv: Recv, remaining: Option<u64>, allowed: u64, families: Option<Arc<Families>>) -> (Self, Told) {
         let (upload, told) = watch::channel(Upload::Fine);
-        (Self::Stream { recv, remaining, allowed, upload }, Told(Some(told)))
+        (Self::Stream { recv, remaining, allowed, families, upload }, Told(Some(told)))
     }
 
     /// Puts what was read from it in front again.
@@ -146,7 +153,7 @@ impl RequestBody {
     }
 
     fn poll_visitor(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self::Stream { recv, remaining, allowed, .. } = self else { return Poll::Ready(None) };
+        let Self::Stream { recv, remaining, allowed, families, .. } = self else { return Poll::Ready(None) };
         if *remaining == Some(0) {
             return Poll::Ready(None);
         }
@@ -169,7 +176,9 @@ impl RequestBody {
             None => {
                 let trailers = pin!(recv.trailers());
                 match std::task::ready!(trailers.poll(cx)) {
-                    Ok(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(of_visitor(trailers))))),
+                    Ok(Some(trailers)) => {
+                        Poll::Ready(Some(Ok(Frame::trailers(of_visitor(trailers, families.as_deref())))))
+                    }
                     Ok(None) => Poll::Ready(None),
                     Err(error) => Poll::Ready(Some(Err(error.into()))),
                 }
@@ -186,7 +195,10 @@ pub fn is_of_address(name: &HeaderName) -> bool {
 }
 
 /// A visitor's trailers without what only an edge or a connector may say: some services merge trailers into heads.
-fn of_visitor(mut trailers: HeaderMap) -> HeaderMap {
+fn of_visitor(mut trailers: HeaderMap, families: Option<&Families>) -> HeaderMap {
+    if let Some(families) = families {
+        families.strip(&mut trailers);
+    }
     let forged = |name: &&HeaderName| is_of_address(name) || name.as_str().replace('_', "-").starts_with("cf-");
     let forged: Vec<_> = trailers.keys().filter(forged).cloned().collect();
     for name in forged {
@@ -216,9 +228,14 @@ mod tests {
         ] {
             trailers.insert(HeaderName::from_static(name), http::HeaderValue::from_static("1"));
         }
-        let left = of_visitor(trailers);
-        let mut left: Vec<_> = left.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["cfg", "x-sum"]);
+        trailers.insert("client-cert", http::HeaderValue::from_static("1"));
+        for (families, expected) in
+            [(None, &["cfg", "client-cert", "x-sum"][..]), (Some(&Families::default()), &["cfg", "x-sum"])]
+        {
+            let left = of_visitor(trailers.clone(), families);
+            let mut left: Vec<_> = left.keys().map(HeaderName::as_str).collect();
+            left.sort_unstable();
+            assert_eq!(left, expected);
+        }
     }
 }

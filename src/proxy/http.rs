@@ -4,7 +4,7 @@ use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Ur
 use bytes::Bytes;
 
 use super::{
-    Proxy, Route,
+    Granted, Way,
     forwarded::{self, X_FORWARDED_HOST},
     limits::Timer,
     record::Record,
@@ -28,12 +28,14 @@ use crate::{
 /// What there was not in time, when the whole request took too long.
 const REQUEST_TIMEOUT: &str = "end of the request (requestTimeout)";
 
+/// The longest word of a guard that is passed on.
+const LONGEST_CODE: usize = 64;
+
 /// A visitor must not take away what decides about the body or the host by naming it in `Connection`.
 const KEPT: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::CONTENT_TYPE];
 
 pub(super) async fn forward(
-    proxy: &Proxy,
-    route: &Route,
+    granted: &Granted<'_>,
     origin: &HttpServices,
     record: &mut Record<'_>,
     mut head: RequestHead,
@@ -43,6 +45,7 @@ pub(super) async fn forward(
     if head.method == Method::CONNECT {
         return refuse(record, responder, Code::RequestInvalid).await;
     }
+    let route = granted.route;
     let limits = &route.limiter.limits;
     let mut overdue = Timer::start(limits.request_timeout);
     let mut first = Bytes::new();
@@ -76,23 +79,24 @@ pub(super) async fn forward(
     let asked = host.clone();
     // The visitor's half of a WebSocket is not a body.
     let empty = || RequestBody::empty(limits.header_timeout.is_some());
+    let families = || granted.families.cloned();
     let ((body, told), kept) = match head.body {
         _ if websocket => (empty(), Some(recv)),
         BodyLength::None | BodyLength::Known(0) => (empty(), None),
         BodyLength::Known(length) => {
             record.received = length;
-            (RequestBody::stream(recv, Some(length), length), None)
+            (RequestBody::stream(recv, Some(length), length, families()), None)
         }
         BodyLength::Unknown => {
             let Some(left) = most.checked_sub(first.len() as u64) else {
                 return refuse(record, responder, Code::BodyTooLarge).await;
             };
-            let (body, told) = RequestBody::stream(recv, None, left);
+            let (body, told) = RequestBody::stream(recv, None, left, families());
             let read = (!first.is_empty()).then_some(first);
             ((body.unread(read.into_iter().collect()), told), None)
         }
     };
-    let request = Box::new(to_service(head, host, body, proxy, route, origin.may_speak_h2()));
+    let request = Box::new(to_service(head, host, body, granted, origin.may_speak_h2()));
     let reply = {
         let late = Timer::after_request(limits.header_timeout, told.clone());
         let sending = origin.send(request, asked.to_str().unwrap_or_default(), websocket, late);
@@ -113,7 +117,7 @@ pub(super) async fn forward(
         }
         Ok(Reply::Response(response)) => {
             let (parts, body) = response.into_parts();
-            let head = to_visitor(parts.status, parts.headers);
+            let head = to_visitor(parts.status, parts.headers, granted.way);
             let answering = answer(record, head, body, is_head, responder, told);
             tokio::select! {
                 biased;
@@ -127,9 +131,10 @@ pub(super) async fn forward(
             let (parts, ()) = head.into_parts();
             record.status = parts.status;
             let Some(recv) = kept else { return };
-            let send = responder.respond(upgraded(parts.headers), false).await;
+            let send = responder.respond(upgraded(parts.headers, granted.way), false).await;
             let Ok(send) = send else { return record.visitor_left() };
-            let copied = Box::pin(websocket::pass(io, first, send, recv, &proxy.draining)).await;
+            let ending = websocket::Ending { draining: &granted.proxy.draining, leave: &granted.leave };
+            let copied = Box::pin(websocket::pass(io, first, send, recv, ending)).await;
             record.sent = copied.down;
             record.received = copied.up;
         }
@@ -166,10 +171,10 @@ fn to_service(
     head: RequestHead,
     host: HeaderValue,
     body: RequestBody,
-    proxy: &Proxy,
-    route: &Route,
+    granted: &Granted<'_>,
     may_speak_h2: bool,
 ) -> Request<RequestBody> {
+    let Granted { proxy, route, way, permit, .. } = granted;
     let RequestHead { websocket, method, host: visited, target, mut headers, body: length } = head;
     let trailers =
         may_speak_h2 && hop::tokens(&headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
@@ -196,6 +201,8 @@ fn to_service(
         // Replaced, not added: a visitor must not speak first under our name.
         headers.insert(name.clone(), value.clone());
     }
+    // Behind everything that a visitor can have removed by naming it in `Connection`.
+    way.policy.tell(&mut headers, permit);
     if websocket {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -213,19 +220,32 @@ fn to_service(
     request
 }
 
-fn to_visitor(status: StatusCode, mut headers: HeaderMap) -> ResponseHead {
+fn to_visitor(status: StatusCode, mut headers: HeaderMap, way: &Way) -> ResponseHead {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         // The body was read as its coding says; the length beside it says something else (RFC 9112 §6.3).
         headers.remove(header::CONTENT_LENGTH);
     }
     hop::strip(&mut headers, &KEPT);
-    headers.remove(ADIT_ERROR);
+    if let Some(reason) = headers.remove(ADIT_ERROR)
+        && way.is_known
+        && let Some(reason) = of_guard(&reason)
+    {
+        headers.insert(ADIT_ERROR, reason);
+    }
     ResponseHead { status, headers }
 }
 
+/// The word of another adit, marked as not ours.
+fn of_guard(reason: &HeaderValue) -> Option<HeaderValue> {
+    let word = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'-';
+    let reason =
+        reason.to_str().ok().filter(|reason| reason.len() <= LONGEST_CODE && reason.bytes().all(|b| word(&b)))?;
+    HeaderValue::try_from(format!("guard-{reason}")).ok()
+}
+
 /// The head of an accepted WebSocket keeps the two headers that say so.
-fn upgraded(headers: HeaderMap) -> ResponseHead {
-    let mut head = to_visitor(StatusCode::SWITCHING_PROTOCOLS, headers);
+fn upgraded(headers: HeaderMap, way: &Way) -> ResponseHead {
+    let mut head = to_visitor(StatusCode::SWITCHING_PROTOCOLS, headers, way);
     super::say_upgraded(&mut head.headers);
     head
 }
@@ -320,7 +340,8 @@ mod tests {
     use crate::{
         config::{Flags, parse_file},
         metrics::Metrics,
-        proxy::{Ground, Routes},
+        proxy::{Ground, Proxy, Routes, Via, grant},
+        transport::Transport,
         wire::{connect::root_target, headers::TRACE_ID},
     };
 
@@ -346,7 +367,7 @@ mod tests {
         {
             headers.append(name, HeaderValue::from_static(value));
         }
-        let head = RequestHead {
+        let mut head = RequestHead {
             websocket: false,
             method: Method::GET,
             host: HeaderValue::from_static("visited"),
@@ -354,9 +375,11 @@ mod tests {
             headers,
             body: BodyLength::None,
         };
-        let route = routes.find("visited", "/").unwrap().1;
-        let host = route.host_header.clone().unwrap();
-        let request = to_service(head, host, RequestBody::Empty, &proxy, route, false);
+        let via = Via { connection: 0, transport: Transport::Quic, own_edge: false };
+        let mut record = Record::new(&proxy.metrics, via, &head);
+        let granted = grant(&proxy, &routes, &mut record, &mut head).unwrap();
+        let host = granted.route.host_header.clone().unwrap();
+        let request = to_service(head, host, RequestBody::Empty, &granted, false);
         let sent = request.headers();
         assert_eq!(sent.get_all(&tag).iter().collect::<Vec<_>>(), ["ours"]);
         assert_eq!(

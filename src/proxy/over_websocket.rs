@@ -17,8 +17,9 @@ use tokio::{
 };
 
 use super::{
-    Proxy, Route, accept_websocket, bastion, forwarded,
+    Granted, Route, accept_websocket, bastion, forwarded,
     frames::{Decoder, Encoder, Event, MAX_HEADER, Opcode, Role},
+    live::{Leave, POLICY_VIOLATION},
     pipe::READ,
     record::Record,
     refuse,
@@ -45,13 +46,14 @@ const PING_EVERY: Duration = Duration::from_secs(54);
 const SOCKS_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) async fn serve(
-    proxy: &Proxy,
+    granted: &Granted<'_>,
     service: Service<'_>,
     record: &mut Record<'_>,
     head: RequestHead,
     mut responder: Responder,
     recv: Recv,
 ) {
+    let Granted { proxy, leave, .. } = granted;
     let key = head.headers.get(header::SEC_WEBSOCKET_KEY).cloned();
     let (true, Some(key)) = (head.websocket, key) else {
         record.because("the service is a byte stream and the request no WebSocket");
@@ -90,7 +92,8 @@ pub(super) async fn serve(
         }
     };
     proxy.metrics.tcp_connected(started.elapsed());
-    relay(record, io, inbound, send).await;
+    leave.says_farewell();
+    relay(record, io, inbound, send, leave).await;
     proxy.metrics.tcp_ended();
 }
 
@@ -254,7 +257,7 @@ async fn connect(service: &Service<'_>, host: Host, port: u16) -> Result<OriginI
 }
 
 /// Bytes of the service as binary frames, frames of the visitor as bytes.
-async fn relay(record: &mut Record<'_>, service: OriginIo, mut inbound: Inbound, mut send: Send) {
+async fn relay(record: &mut Record<'_>, service: OriginIo, mut inbound: Inbound, mut send: Send, leave: &Leave) {
     let (mut reader, mut writer) = tokio::io::split(service);
     // Pongs and the close frame of the reading half; a visitor that floods pings waits for its own answers.
     let (control, mut controls) = mpsc::channel::<(Bytes, bool)>(4);
@@ -304,6 +307,10 @@ async fn relay(record: &mut Record<'_>, service: OriginIo, mut inbound: Inbound,
                     }
                 }
                 () = send.stopped() => return,
+                () = leave.withdrawn() => {
+                    close(&mut send, POLICY_VIOLATION).await;
+                    return;
+                }
             }
             buffer.clear();
         }

@@ -1,12 +1,15 @@
 //! What is remembered of one request; its drop writes the access event and the metrics, however the request ended.
 
+use std::borrow::Cow;
+
 use ::http::{HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::Via;
 use crate::{
+    callers::{Denied, MaybeCaller},
     code::Code,
-    metrics::{Metrics, RuleMetrics},
+    metrics::{Metrics, RuleMetrics, callers::Decision},
     wire::RequestHead,
 };
 
@@ -32,6 +35,7 @@ macro_rules! access_event {
             path = $record.target.path(),
             status = u64::from($record.status.as_u16()),
             rule = $record.rule,
+            caller = $record.caller_name().as_deref().unwrap_or_default(),
             ms = $took.as_secs_f64() * 1000.0,
             sent = $record.sent,
             received = $record.received,
@@ -52,7 +56,10 @@ pub(super) struct Record<'a> {
     metrics: &'a Metrics,
     rule_metrics: Option<RuleMetrics>,
     rule: i64,
-    via: Via,
+    /// How it came.
+    pub(super) via: Via,
+    /// Who asks, if somebody was asked.
+    pub(super) caller: MaybeCaller,
     started: Instant,
     method: ::http::Method,
     host: HeaderValue,
@@ -79,6 +86,7 @@ impl<'a> Record<'a> {
             rule_metrics: None,
             rule: -1,
             via,
+            caller: None,
             started: Instant::now(),
             method: head.method.clone(),
             host: head.host.clone(),
@@ -110,6 +118,31 @@ impl<'a> Record<'a> {
     /// Why, for the log alone: it may name internal addresses.
     pub(super) fn because(&mut self, cause: impl std::fmt::Display) {
         self.cause = cause.to_string();
+    }
+
+    /// The caller has no leave.
+    pub(super) fn denied(&mut self, denied: Denied, unusable: Option<&str>) {
+        self.metrics.callers.decided(denied.decision());
+        match unusable {
+            Some(reason) => self.because(format_args!("{denied}: {reason}")),
+            None => self.because(denied),
+        }
+    }
+
+    /// Leave was taken away in the middle.
+    pub(super) fn withdrawn(&mut self, denied: Denied) {
+        self.metrics.callers.decided(Decision::Withdrawn);
+        self.cut(denied.code(), format_args!("no longer allowed: {denied}"));
+    }
+
+    /// The SPIFFE ID of a caller who has proven it, else the digest of what was shown.
+    fn caller_name(&self) -> Option<Cow<'_, str>> {
+        let caller = self.caller.as_deref()?;
+        let certificate = caller.certificate.as_ref()?;
+        Some(match &certificate.spiffe_id {
+            Some(id) if caller.verdict.is_ok() => Cow::Borrowed(id.as_str()),
+            _ => Cow::Owned(certificate.fingerprint.to_string()),
+        })
     }
 
     /// Nobody waits any more. That is the visitor's right, so it is not an error.

@@ -1,13 +1,18 @@
 //! One generation of rules, ready to serve: swapped whole, never changed.
 
+mod policies;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use ::http::HeaderValue;
 
 use super::limits::Limiter;
 use crate::{
-    callers::{Permit, Policy},
-    config::{Config, Forwarded, Hostname, Ingress, InnerHop, IpRules, ProxyProtocol, ProxyType, Rule, WarpRouting},
+    callers::{Permit, Policy, families::Families},
+    config::{
+        Callers, Config, Forwarded, Hop, Hostname, Ingress, InnerHop, IpRules, ProxyProtocol, ProxyType, Rule,
+        WarpRouting,
+    },
     ingress::{Pattern, Table},
     metrics::{Generation, Metrics, RuleMetrics},
     origin::{
@@ -15,8 +20,13 @@ use crate::{
         dial::{Dialer, limit},
         resolve::Resolver,
     },
-    tls::{self, keyring::Keyring},
+    tls::{
+        self,
+        callers::CallerTrust,
+        keyring::{Keyring, Unusable},
+    },
 };
+use policies::Policies;
 
 /// What routes are made with, whatever the rules say.
 #[derive(Clone, Debug)]
@@ -69,6 +79,8 @@ pub struct Way {
     origin: Origin,
     /// Who may ask.
     pub policy: Policy,
+    /// The service has proven who it is, so that its own `Adit-Error` is worth something.
+    pub(super) is_known: bool,
 }
 
 impl Way {
@@ -117,8 +129,9 @@ pub struct Routes {
     pub warp: WarpRouting,
     /// What the file says of the inner hop.
     pub inner_hop: Arc<InnerHop>,
-    /// Of the keyring.
-    secrets: u64,
+    /// Headers that speak of certificates, where visitors must not say them.
+    pub(super) families: Option<Arc<Families>>,
+    keyring: Arc<Keyring>,
     _alive: Generation,
 }
 
@@ -133,8 +146,10 @@ impl Routes {
         let system = tls::SystemRoots::default();
         let mut rows = Vec::new();
         let mut mistakes = Vec::new();
-        for rule in ingress.iter().flat_map(|ingress| &ingress.rules) {
-            match Route::new(rule, ground, &system) {
+        let mut policies = Policies::new(&ground.keyring, &inner_hop);
+        let rules = ingress.as_ref().map_or(&[][..], |ingress| &ingress.rules);
+        for rule in rules {
+            match Route::new(rule, ground, &system, &mut policies) {
                 Ok(route) => rows.push((Pattern::from(rule), route)),
                 Err(error) => mistakes.push(format!("rule {}: {error}", rule.position)),
             }
@@ -143,6 +158,7 @@ impl Routes {
             return Err(mistakes.join("; "));
         }
         Ok(Self {
+            families: policies::families(&inner_hop, rules),
             table: Table::new(rows),
             ingress: ingress.unwrap_or_else(Ingress::unconfigured),
             version,
@@ -155,14 +171,14 @@ impl Routes {
             },
             warp,
             inner_hop,
-            secrets: ground.keyring.generation,
+            keyring: ground.keyring.clone(),
             _alive: ground.metrics.configuration.generation(),
         })
     }
 
     /// Whether requests would be served the same.
     pub fn same_as(&self, other: &Self) -> bool {
-        let asked = |routes: &Self| (routes.version, routes.table.is_some(), routes.secrets);
+        let asked = |routes: &Self| (routes.version, routes.table.is_some(), routes.secrets());
         asked(self) == asked(other)
             && self.ingress == other.ingress
             && self.warp == other.warp
@@ -171,12 +187,39 @@ impl Routes {
 
     /// The generation of identities and trust that they were made with.
     pub fn secrets(&self) -> u64 {
-        self.secrets
+        self.keyring.generation
     }
 
     /// The rule for a request; `None` while there are no rules at all.
     pub fn find(&self, host: &str, path: &str) -> Option<(usize, &Route)> {
         self.table.as_ref().map(|table| table.find(host, path))
+    }
+
+    /// What a rule matches.
+    pub(super) fn pattern(&self, index: usize) -> Option<&Pattern> {
+        self.table.as_ref()?.pattern(index)
+    }
+
+    /// The first rule with the same hostname and path.
+    pub(super) fn same_rule(&self, pattern: &Pattern) -> Option<&Route> {
+        self.table.as_ref()?.same(pattern)
+    }
+
+    /// The newest trust in callers, if it is still referred to.
+    pub(super) fn caller_trust(&self, callers: &Callers) -> Result<Arc<CallerTrust>, Unusable> {
+        self.keyring.caller_trust(callers)
+    }
+
+    /// Whether streams without a rule are refused: nothing would be proven on their hop.
+    pub(super) fn refuses_private_network(&self) -> bool {
+        let inner = &self.inner_hop;
+        !inner.private_network && inner.top.as_ref().is_some_and(|hop| policies::demands(hop))
+    }
+
+    /// Rules whose trust in callers cannot be used, and why.
+    pub(super) fn closed(&self) -> impl Iterator<Item = (usize, &str)> {
+        let ways = self.rows().enumerate().flat_map(|(rule, (_, route))| route.ways.iter().map(move |way| (rule, way)));
+        ways.filter_map(|(rule, way)| Some((rule, way.policy.unusable()?)))
     }
 
     /// Every rule's service, in order.
@@ -201,7 +244,12 @@ impl Route {
         self.ways.iter().map(|way| &way.origin)
     }
 
-    fn new(rule: &Rule, ground: &Ground, system: &tls::SystemRoots) -> Result<Self, RouteError> {
+    fn new(
+        rule: &Rule,
+        ground: &Ground,
+        system: &tls::SystemRoots,
+        policies: &mut Policies<'_>,
+    ) -> Result<Self, RouteError> {
         let options = &rule.origin;
         if options.access.required {
             tracing::warn!(
@@ -220,9 +268,10 @@ impl Route {
         let choices = rule.hops.choices.iter().map(|(hostname, hop)| (hostname.clone(), hop));
         let ways = choices
             .chain(rule.hops.otherwise.iter().map(|hop| (None, hop)))
-            .map(|(hostname, _hop)| {
+            .map(|(hostname, hop): (_, &Arc<Hop>)| {
+                let policy = policies.of(rule, hop)?;
                 let origin = Origin::new(rule, &ground.metrics, &ground.forbidden, system)?;
-                Ok(Way { hostname, origin, policy: Policy::open() })
+                Ok(Way { hostname, origin, policy, is_known: !hop.expect.is_empty() })
             })
             .collect::<Result<_, RouteError>>()?;
         Ok(Self {
@@ -242,6 +291,8 @@ impl Route {
 
 #[derive(Debug, thiserror::Error)]
 enum RouteError {
+    #[error("{0} proves nothing of what it reaches; innerHop.privateNetwork: allow lets it pass")]
+    PrivateNetwork(String),
     #[error("{0}")]
     Tls(#[from] tls::Error),
     #[error("httpHostHeader is no header value")]

@@ -12,7 +12,10 @@ use super::{
     Proxy, Routes, Via,
     pipe::{self, Ends},
 };
-use crate::transport::{Recv, Responder};
+use crate::{
+    code::Code,
+    transport::{Recv, Responder},
+};
 
 /// Flows of one connector (§8.6); the limit is `warp-routing.maxActiveFlows` or `--max-active-flows`.
 #[derive(Debug, Default)]
@@ -50,6 +53,12 @@ pub(super) async fn serve(
         );
     };
     proxy.metrics.request_started();
+    if routes.refuses_private_network() {
+        proxy.metrics.refused(Code::CallerNotAllowed);
+        proxy.metrics.request_ended();
+        log(Code::CallerNotAllowed.as_str(), pipe::Copied::default());
+        return responder.fail("streams without a rule are refused: innerHop.privateNetwork", false).await;
+    }
     let Some(_flow) = proxy.flows.enter(routes.warp.max_active_flows) else {
         proxy.metrics.flow_refused();
         proxy.metrics.request_ended();

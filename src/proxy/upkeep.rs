@@ -1,6 +1,10 @@
 //! What the rules in force need beside requests: checks of services, and pools without old or lost connections.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::watch;
@@ -27,6 +31,7 @@ pub async fn upkeep(mut published: watch::Receiver<Arc<Routes>>, metrics: Arc<Me
         let routes = published.borrow_and_update().clone();
         metrics.forget_origins();
         let old = before.take();
+        tell_closed(&routes, old.as_deref());
         succeed(&routes, old.as_deref());
         // A long stream may hold the old rules for days: their connections, of an old identity perhaps, do not wait for
         // it.
@@ -46,6 +51,14 @@ fn http_services(routes: &Routes) -> impl Iterator<Item = &HttpServices> {
         Origin::Http(services) => Some(&**services),
         _ => None,
     })
+}
+
+/// Rules that let nobody pass are told once, not again with every change of something else.
+fn tell_closed(routes: &Routes, before: Option<&Routes>) {
+    let told: HashSet<_> = before.into_iter().flat_map(Routes::closed).collect();
+    for (rule, reason) in routes.closed().filter(|closed| !told.contains(closed)) {
+        tracing::error!(rule, reason, "the trust in callers cannot be used: every request of this rule is refused");
+    }
 }
 
 /// What is known of services is handed on where the same hosts and paths lead to them.

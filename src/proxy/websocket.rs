@@ -1,11 +1,12 @@
 //! A WebSocket between a visitor and an HTTP service, passed through byte for byte.
 //!
-//! Frame headers are followed so that a drain can end it in good order: in each direction Close 1001 after the message
-//! under way, nothing behind it, then the peers' own close frames are waited for. Payloads are neither held nor read:
-//! following costs a few nanoseconds a frame, whatever its length.
+//! Frame headers are followed so that it can be ended in good order: by a drain in each direction with Close 1001 after
+//! the message under way, by a caller's leave that is taken away with Close 1008 after the frame under way; nothing
+//! behind it, then the peers' own close frames are waited for. Payloads are neither held nor read: following costs a few
+//! nanoseconds a frame, whatever its length.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::atomic::{AtomicU8, AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     frames::{Boundary, Encoder, Role},
+    live::{Leave, POLICY_VIOLATION},
     pipe::{Copied, READ},
 };
 use crate::transport::{Recv, Send};
@@ -26,6 +28,15 @@ use crate::transport::{Recv, Send};
 const GOING_AWAY: u16 = 1001;
 /// For both peers to answer our close frames, before their connections are closed anyway.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// What may end a WebSocket from here.
+#[derive(Clone, Copy)]
+pub(super) struct Ending<'a> {
+    /// Cancelled when the connector drains.
+    pub(super) draining: &'a CancellationToken,
+    /// The caller's; whoever takes it away bounds the time that its end may take.
+    pub(super) leave: &'a Leave,
+}
 
 /// One direction, and where a close frame of ours stands in it.
 struct Lane {
@@ -39,19 +50,21 @@ impl Lane {
         Self { boundary: Boundary::arriving_at(role), said: false }
     }
 
-    /// Whether our close frame may stand here, before anything more of this direction is read.
-    fn open(&self) -> bool {
-        !self.said && self.boundary.at_boundary()
+    /// Whether our close frame with this code may stand here, before anything more of this direction is read.
+    fn open(&self, code: u16) -> bool {
+        let boundary = &self.boundary;
+        !self.said && if code == POLICY_VIOLATION { boundary.at_frame_boundary() } else { boundary.at_boundary() }
     }
 
-    /// Follows the next bytes. Says which of them pass on, and whether our close frame comes behind them.
-    fn take(&mut self, mut chunk: Bytes, draining: bool) -> (Bytes, bool) {
-        let end = self.boundary.advance(&chunk).message;
+    /// Follows the next bytes. Says which of them pass on, and whether our close frame, if there is to be one, comes
+    /// behind them.
+    fn take(&mut self, mut chunk: Bytes, code: Option<u16>) -> (Bytes, bool) {
+        let ends = self.boundary.advance(&chunk);
         if self.said {
             return (Bytes::new(), false);
         }
-        match end {
-            Some(end) if draining => {
+        match if code == Some(POLICY_VIOLATION) { ends.frame } else { ends.message } {
+            Some(end) if code.is_some() => {
                 chunk.truncate(end);
                 self.said = true;
                 (chunk, true)
@@ -71,23 +84,37 @@ impl Lane {
     }
 }
 
-/// What both directions see of a drain. They run in one task, so nothing here is ever waited for.
+/// What both directions see of the end. They run in one task, so nothing here is ever waited for.
 #[derive(Default)]
-struct Drain {
-    begun: AtomicBool,
+struct End {
+    /// Of our close frames; 0 as long as there are none to be sent.
+    code: AtomicU16,
     settled: AtomicU8,
     progress: Notify,
 }
 
-impl Drain {
-    fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
+impl End {
+    fn code(&self) -> Option<u16> {
+        match self.code.load(Ordering::Relaxed) {
+            0 => None,
+            code => Some(code),
+        }
     }
 
-    /// Asked whenever the task is woken, and the task is woken when it begins.
-    async fn begun(&self) {
-        let ready = |begun| if begun { std::task::Poll::Ready(()) } else { std::task::Poll::Pending };
-        std::future::poll_fn(|_| ready(self.has_begun())).await;
+    fn begin(&self, code: u16) {
+        self.code.store(code, Ordering::Relaxed);
+    }
+
+    /// Whether a direction has to say now that it ends.
+    fn may_close(&self, lane: &Lane) -> bool {
+        self.code().is_some_and(|code| lane.open(code))
+    }
+
+    /// Completes when the direction has to say so. Asked whenever the task is woken, and the task is woken when the end
+    /// begins.
+    async fn may_close_now(&self, lane: &Lane) {
+        let ready = |so| if so { std::task::Poll::Ready(()) } else { std::task::Poll::Pending };
+        std::future::poll_fn(|_| ready(self.may_close(lane))).await;
     }
 
     fn settled(&self) {
@@ -96,13 +123,24 @@ impl Drain {
     }
 
     /// Completes when the peers have had their time to answer.
-    async fn over(&self, draining: &CancellationToken) {
-        draining.cancelled().await;
-        self.begun.store(true, Ordering::Relaxed);
-        while self.settled.load(Ordering::Relaxed) < 2 {
-            self.progress.notified().await;
+    async fn over(&self, Ending { draining, leave }: Ending<'_>) {
+        let mut answered = std::pin::pin!(async {
+            while self.settled.load(Ordering::Relaxed) < 2 {
+                self.progress.notified().await;
+            }
+            tokio::time::sleep(ANSWER_LIMIT).await;
+        });
+        tokio::select! {
+            biased;
+            () = leave.withdrawn() => {}
+            () = async {
+                draining.cancelled().await;
+                self.begin(GOING_AWAY);
+                answered.as_mut().await;
+            } => return,
         }
-        tokio::time::sleep(ANSWER_LIMIT).await;
+        self.begin(POLICY_VIOLATION);
+        answered.await;
     }
 }
 
@@ -117,26 +155,27 @@ enum Ended {
     Broken,
 }
 
-/// Copies until either side's end, an error, or the end of a drain.
+/// Copies until either side's end, an error, or until it has been ended from here.
 pub(super) async fn pass(
     io: impl AsyncRead + AsyncWrite + Unpin,
     first: Bytes,
     mut send: Send,
     mut recv: Recv,
-    draining: &CancellationToken,
+    ending: Ending<'_>,
 ) -> Copied {
+    ending.leave.says_farewell();
     let (mut reader, mut writer) = tokio::io::split(io);
     let mut copied = Copied::default();
     let Copied { up, down } = &mut copied;
-    let drain = Drain::default();
+    let end = End::default();
     let to_visitor = async {
         let mut lane = Lane::arriving_at(Role::Client);
         let mut settled = false;
         let mut chunk = first;
         let mut buffer = BytesMut::new();
         loop {
-            let (bytes, mut close) = lane.take(chunk, drain.has_begun());
-            if drain.has_begun() && lane.open() {
+            let (bytes, mut close) = lane.take(chunk, end.code());
+            if end.may_close(&lane) {
                 lane.said = true;
                 close = true;
             }
@@ -144,12 +183,12 @@ pub(super) async fn pass(
             if !bytes.is_empty() && send.write(bytes, false).await.is_err() {
                 return Ended::Broken;
             }
-            if close && send.write(Encoder::server().close(Some(GOING_AWAY), ""), false).await.is_err() {
+            if close && send.write(Encoder::server().close(end.code(), ""), false).await.is_err() {
                 return Ended::Broken;
             }
             if !settled && lane.settled() {
                 settled = true;
-                drain.settled();
+                end.settled();
             }
             if lane.over() {
                 return Ended::Closed;
@@ -158,7 +197,7 @@ pub(super) async fn pass(
             let read = tokio::select! {
                 biased;
                 read = reader.read_buf(&mut buffer) => read,
-                () = drain.begun(), if lane.open() => Ok(usize::MAX),
+                () = end.may_close_now(&lane) => Ok(usize::MAX),
                 () = send.stopped() => return Ended::Broken,
             };
             // So that a flood in one direction leaves the other its turns.
@@ -177,19 +216,20 @@ pub(super) async fn pass(
         let mut settled = false;
         let mut chunk = Bytes::new();
         loop {
-            let (bytes, mut close) = lane.take(chunk, drain.has_begun());
-            if drain.has_begun() && lane.open() {
+            let (bytes, mut close) = lane.take(chunk, end.code());
+            if end.may_close(&lane) {
                 lane.said = true;
                 close = true;
             }
             *up += bytes.len() as u64;
-            if write(&mut writer, &bytes, close).await.is_err() {
+            let code = end.code().filter(|_| close);
+            if write(&mut writer, &bytes, code).await.is_err() {
                 // It cannot be told anything, but what it said before may still be on its way.
                 return Ended::Closed;
             }
             if !settled && lane.settled() {
                 settled = true;
-                drain.settled();
+                end.settled();
             }
             if lane.over() {
                 return Ended::Closed;
@@ -197,7 +237,7 @@ pub(super) async fn pass(
             let next = tokio::select! {
                 biased;
                 next = recv.chunk() => next,
-                () = drain.begun(), if lane.open() => Ok(Some(Bytes::new())),
+                () = end.may_close_now(&lane) => Ok(Some(Bytes::new())),
             };
             tokio::task::coop::consume_budget().await;
             chunk = match next {
@@ -209,8 +249,8 @@ pub(super) async fn pass(
     };
     let in_order = {
         let (mut to_visitor, mut to_service) = (std::pin::pin!(to_visitor), std::pin::pin!(to_service));
-        // First the drain, so that both directions see it when they are polled behind it.
-        let mut over = std::pin::pin!(drain.over(draining));
+        // First the end, so that both directions see it when they are polled behind it.
+        let mut over = std::pin::pin!(end.over(ending));
         tokio::select! {
             biased;
             () = &mut over => true,
@@ -239,13 +279,13 @@ pub(super) async fn pass(
 }
 
 /// Flushed, since TLS may hold back the end of what it was given until it is asked again.
-async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8], close: bool) -> std::io::Result<()> {
-    if bytes.is_empty() && !close {
+async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8], close: Option<u16>) -> std::io::Result<()> {
+    if bytes.is_empty() && close.is_none() {
         return Ok(());
     }
     writer.write_all(bytes).await?;
-    if close {
-        writer.write_all(&Encoder::client(rand::random::<[u8; 4]>).close(Some(GOING_AWAY), "")).await?;
+    if close.is_some() {
+        writer.write_all(&Encoder::client(rand::random::<[u8; 4]>).close(close, "")).await?;
     }
     writer.flush().await
 }
@@ -253,6 +293,8 @@ async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8], close: bool
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const GOING: Option<u16> = Some(GOING_AWAY);
 
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![first, payload.len() as u8];
@@ -266,20 +308,32 @@ mod tests {
         let end = sent.len() - 6;
         let mut lane = Lane::arriving_at(Role::Client);
         let bytes = Bytes::from(sent);
-        assert_eq!(lane.take(bytes.slice(..3), false), (bytes.slice(..3), false));
-        assert!(!lane.open());
-        assert_eq!(lane.take(bytes.slice(3..9), true), (bytes.slice(3..9), false), "a fragment ends, its message not");
-        assert_eq!(lane.take(bytes.slice(9..), true), (bytes.slice(9..end), true));
+        assert_eq!(lane.take(bytes.slice(..3), None), (bytes.slice(..3), false));
+        assert!(!lane.open(GOING_AWAY));
+        assert_eq!(lane.take(bytes.slice(3..9), GOING), (bytes.slice(3..9), false), "a fragment ends, its message not");
+        assert_eq!(lane.take(bytes.slice(9..), GOING), (bytes.slice(9..end), true));
         assert!(lane.settled() && !lane.over());
         let close = Bytes::from(frame(0x88, &[3, 0xe9]));
-        assert_eq!(lane.take(close, true), (Bytes::new(), false));
+        assert_eq!(lane.take(close, GOING), (Bytes::new(), false));
         assert!(lane.over());
+    }
+
+    #[test]
+    fn leave_that_is_taken_away_does_not_wait_for_the_rest_of_a_message() {
+        let sent = Bytes::from([frame(0x01, b"one "), frame(0x00, b"two"), frame(0x80, b"three")].concat());
+        let mut lane = Lane::arriving_at(Role::Client);
+        assert_eq!(lane.take(sent.slice(..3), None), (sent.slice(..3), false));
+        assert!(!lane.open(POLICY_VIOLATION));
+        assert_eq!(lane.take(sent.slice(3..), Some(POLICY_VIOLATION)), (sent.slice(3..6), true));
+        let mut lane = Lane::arriving_at(Role::Client);
+        assert_eq!(lane.take(sent.slice(..6), None).1, false);
+        assert!(lane.open(POLICY_VIOLATION) && !lane.open(GOING_AWAY));
     }
 
     #[test]
     fn the_future_of_one_websocket_stays_small() {
         fn size<F: Future>(
-            _: impl FnOnce(crate::origin::io::OriginIo, Bytes, Send, Recv, &'static CancellationToken) -> F,
+            _: impl FnOnce(crate::origin::io::OriginIo, Bytes, Send, Recv, Ending<'static>) -> F,
         ) -> usize {
             size_of::<F>()
         }
@@ -292,8 +346,8 @@ mod tests {
     fn a_peer_that_closed_by_itself_gets_no_second_close_frame() {
         let mut lane = Lane::arriving_at(Role::Client);
         let close = Bytes::from(frame(0x88, b""));
-        assert_eq!(lane.take(close.clone(), true), (close, false));
-        assert!(lane.settled() && !lane.open() && !lane.over());
+        assert_eq!(lane.take(close.clone(), GOING), (close, false));
+        assert!(lane.settled() && !lane.open(GOING_AWAY) && !lane.over());
     }
 
     #[test]
@@ -303,8 +357,8 @@ mod tests {
         {
             let mut lane = Lane::arriving_at(Role::Client);
             let bytes = Bytes::from_static(bytes);
-            assert_eq!(lane.take(bytes.clone(), true), (bytes, false));
-            assert!(!lane.open() && !lane.settled());
+            assert_eq!(lane.take(bytes.clone(), GOING), (bytes, false));
+            assert!(!lane.open(GOING_AWAY) && !lane.settled());
         }
     }
 }
