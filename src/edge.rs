@@ -15,6 +15,7 @@ pub mod registry;
 mod relay;
 pub mod session;
 pub mod state;
+mod trust;
 
 use std::{
     collections::HashMap,
@@ -39,6 +40,7 @@ use crate::{
     wire::{H2_SERVER_NAME, Head, PROBE_SERVER_NAME, QUIC_SERVER_NAME, connect::Answer, rpc::RpcThread},
 };
 use certificates::Certificates;
+use front::Door;
 use leaf::Leaf;
 use limits::{Limits, Places};
 use registry::Registry;
@@ -62,7 +64,7 @@ pub struct EdgeConfig {
     pub http: Option<SocketAddr>,
     /// For visitors over TLS.
     pub https: Option<SocketAddr>,
-    /// Visitors' certificates from files.
+    /// Visitors' TLS: certificates from files, and what visitors are asked for.
     pub certificates: Vec<certificates::FileCertificate>,
     /// What registration tells connectors about the place.
     pub location: String,
@@ -109,8 +111,8 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// Following the state.
-    #[error("cannot follow the state: {0}")]
+    /// Following the state or the visitors' certificates.
+    #[error("cannot follow files: {0}")]
     Follow(#[source] io::Error),
 }
 
@@ -123,6 +125,7 @@ pub(crate) struct Shared {
     newest: watch::Sender<Arc<Tunnels>>,
     reading: Mutex<follow::Reading>,
     pub(crate) registry: Registry,
+    certificates: Arc<Certificates>,
     pub(crate) rules: Mutex<HashMap<Uuid, follow::Rules>>,
     pub(crate) rpc: RpcThread,
     pub(crate) tasks: Tasks,
@@ -149,7 +152,6 @@ pub struct Edge {
     quic: quinn::Endpoint,
     tcp: TcpListener,
     connector_tls: Arc<rustls::ServerConfig>,
-    visitor_tls: Arc<rustls::ServerConfig>,
     http: Option<TcpListener>,
     https: Option<TcpListener>,
     unready: Duration,
@@ -172,10 +174,9 @@ impl Edge {
         let leaf = Arc::new(Leaf::new(authority.clone(), &names, SystemTime::now)?);
         let (tunnels, known) = watch::channel(Arc::new(tunnels));
         let newest = watch::Sender::new(known.borrow().clone());
-        let certificates = Certificates::new(&config.certificates, authority, known, SystemTime::now)?;
+        let certificates = Arc::new(Certificates::new(config.certificates, authority, known, SystemTime::now)?);
         let (quic, tcp) = listen::bind_pair(config.listen, leaf.clone()).await?;
         let connector_tls = listen::connector_tls(leaf)?;
-        let visitor_tls = certificates.server_config()?;
         let http = listen::bind_optional(config.http).await?;
         let https = listen::bind_optional(config.https).await?;
         let shared = Arc::new(Shared {
@@ -184,6 +185,7 @@ impl Edge {
             reading: Mutex::default(),
             tunnels,
             registry: Registry::default(),
+            certificates,
             rules: Mutex::default(),
             rpc: RpcThread::new(),
             tasks,
@@ -197,7 +199,7 @@ impl Edge {
             closing: CancellationToken::new(),
             moving: CancellationToken::new(),
         });
-        Ok(Self { shared, quic, tcp, connector_tls, visitor_tls, http, https, unready: config.unready })
+        Ok(Self { shared, quic, tcp, connector_tls, http, https, unready: config.unready })
     }
 
     /// Where connectors find it.
@@ -228,16 +230,17 @@ impl Edge {
     ///
     /// When the state cannot be watched.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { shared, quic, tcp, connector_tls, visitor_tls, http, https, unready } = self;
+        let Self { shared, quic, tcp, connector_tls, http, https, unready } = self;
         let tasks = shared.tasks.clone();
         follow::start(&shared).map_err(Error::Follow)?;
+        follow::start_certificates(&shared).map_err(Error::Follow)?;
         tasks.attend(listen::accept_quic(shared.clone(), quic.clone()));
         tasks.spawn(listen::accept_tcp(shared.clone(), tcp, connector_tls));
         if let Some(listener) = http {
-            tasks.spawn(front::serve(shared.clone(), listener, None));
+            tasks.spawn(front::serve(shared.clone(), listener, Door::Clear));
         }
         if let Some(listener) = https {
-            tasks.spawn(front::serve(shared.clone(), listener, Some(visitor_tls)));
+            tasks.spawn(front::serve(shared.clone(), listener, Door::Tls));
         }
         tasks.draining().cancelled().await;
         tracing::info!(for_ = ?unready, "the edge is unready and still accepts visitors");
@@ -288,8 +291,9 @@ impl EdgeHandle {
         self.0.tunnels.borrow().clone()
     }
 
-    /// Reads the state again at once, and pushes what has changed.
+    /// Reads the state and the visitors' certificates again at once, and pushes what has changed.
     pub fn reread(&self) {
+        follow::reload_certificates(&self.0);
         follow::reread(&self.0);
         follow::push_changes(&self.0);
     }

@@ -1,52 +1,57 @@
-//! Visitors' certificates: from files by hostname, else leaves of the edge's own authority for its hostnames.
+//! Visitors' TLS by hostname: the edge's certificate, from a file or of its own authority, and what visitors are asked
+//! for in return.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-};
+mod entry;
+mod own;
+mod sessions;
+
+use std::{path::PathBuf, sync::Arc};
 
 use rustls::{
     ServerConfig,
-    server::{ClientHello, ResolvesServerCert},
-    sign::CertifiedKey,
+    server::{ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use tokio::sync::watch;
 
-use super::{
-    leaf::{Clock, Issued, Leaf, certified},
-    state::Tunnels,
-};
-use crate::tls::{self, issue::Authority, material::Material};
+pub(super) use entry::Entry;
+use own::Own;
+use sessions::Sessions;
 
-/// Names whose leaves are kept; a stranger can ask for as many names as he likes.
-const KEPT: usize = 1024;
+use super::{leaf::Clock, state::Tunnels};
+use crate::tls::{self, issue::Authority};
+
+/// Whether visitors of a hostname are asked for a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClientAuth {
+    /// No.
+    #[default]
+    Off,
+    /// Yes, and who has none is served, too. With trust, one that it does not bear out is refused.
+    Optional,
+    /// Yes, and nobody is served without; with trust, nobody without one that it bears out.
+    Required,
+}
 
 /// One entry of the edge file's `certificates`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct FileCertificate {
-    /// Hostnames it is for, `*.` allowed.
+    /// Hostnames it is for, lower case. `*.` is allowed: a certificate stands for one label there, a demand for any
+    /// number.
     pub hostnames: Vec<String>,
-    /// Chain, PEM, leaf first.
-    pub certificate: PathBuf,
-    /// Key, PEM.
-    pub key: PathBuf,
+    /// Chain, leaf first, and key, PEM; may be one file. `None`: a leaf of the edge's own authority.
+    pub material: Option<(PathBuf, PathBuf)>,
+    /// What visitors are asked for.
+    pub client_auth: ClientAuth,
+    /// Authorities of visitors' certificates, PEM; empty: any certificate whose key the visitor has.
+    pub trust: Vec<PathBuf>,
 }
 
-/// Chooses a certificate by server name.
-pub struct Certificates {
-    files: Vec<(Vec<String>, Arc<CertifiedKey>)>,
-    authority: Arc<Authority>,
-    tunnels: watch::Receiver<Arc<Tunnels>>,
-    issued: Mutex<HashMap<String, Issued>>,
-    fallback: Leaf,
-    clock: Clock,
-}
-
-impl std::fmt::Debug for Certificates {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Certificates({} from files)", self.files.len())
-    }
+/// Chooses by hostname.
+#[derive(Debug)]
+pub(super) struct Certificates {
+    entries: Vec<Arc<Entry>>,
+    /// For all other names, and for none.
+    others: Arc<ServerConfig>,
 }
 
 impl Certificates {
@@ -56,79 +61,61 @@ impl Certificates {
     ///
     /// When one cannot be read, or a key does not fit its certificate.
     pub(super) fn new(
-        files: &[FileCertificate],
+        files: Vec<FileCertificate>,
         authority: Arc<Authority>,
         tunnels: watch::Receiver<Arc<Tunnels>>,
         clock: Clock,
     ) -> Result<Self, tls::Error> {
-        let files = files
-            .iter()
-            .map(|file| {
-                let material = Material::from_files(&file.certificate, &file.key)?;
-                Ok((file.hostnames.clone(), certified(material)?))
-            })
+        let own = Arc::new(Own::new(authority, tunnels, clock)?);
+        let entries = files
+            .into_iter()
+            .map(|file| Entry::new(file, own.clone()).map(Arc::new))
             .collect::<Result<_, tls::Error>>()?;
-        let fallback = Leaf::new(authority.clone(), &["localhost", "127.0.0.1"], clock)?;
-        Ok(Self { files, authority, tunnels, issued: Mutex::default(), fallback, clock })
+        let nobody_is_asked = WebPkiClientVerifier::no_client_auth();
+        let others = server_config(own, nobody_is_asked, Sessions::new())?;
+        Ok(Self { entries, others })
     }
 
-    /// The configuration for visitors: h2 and HTTP/1.1, TLS 1.2 and 1.3.
-    ///
-    /// # Errors
-    ///
-    /// Never with our provider.
-    pub fn server_config(self) -> Result<Arc<ServerConfig>, tls::Error> {
-        let mut config = ServerConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(self));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
-    }
-
-    fn for_name(&self, name: &str) -> Arc<CertifiedKey> {
-        let from_file = self.files.iter().find(|(patterns, _)| patterns.iter().any(|p| matches(p, name)));
-        if let Some((_, key)) = from_file {
-            return key.clone();
-        }
-        if self.tunnels.borrow().for_host(name).is_empty() {
-            return self.fallback.current();
-        }
-        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = issued.get(name)
-            && !known.is_old(self.clock)
-        {
-            return known.key.clone();
-        }
-        match Issued::new(&self.authority, &[name.to_owned()], self.clock) {
-            Ok(made) => {
-                if issued.len() >= KEPT {
-                    issued.clear();
-                }
-                issued.insert(name.to_owned(), made.clone());
-                made.key
-            }
-            Err(error) => {
-                tracing::warn!(name, %error, "cannot issue a visitor's certificate");
-                self.fallback.current()
-            }
-        }
-    }
-}
-
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.strip_prefix("*.") {
-        // A wildcard in a certificate stands for one label (RFC 9525 §6.3).
-        Some(parent) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),
-        None => pattern == name,
-    }
-}
-
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(match hello.server_name() {
-            Some(name) => self.for_name(&name.to_lowercase()),
-            None => self.fallback.current(),
+    /// What holds for a name in lower case without a final dot: the first entry that names it, else the one with the
+    /// longest `*.` above it. Tunnels' `*.` stands for any number of labels, so a demand holds as deep as they serve.
+    /// What a connection was asked and what a request demands are both found here: they cannot differ for one name.
+    pub(super) fn entry(&self, name: &str) -> Option<&Arc<Entry>> {
+        let named = self.entries.iter().find(|entry| entry.names(name));
+        named.or_else(|| {
+            let above = self.entries.iter().filter_map(|entry| Some((entry.is_above(name)?, entry)));
+            // Of equals the first.
+            above.rev().max_by_key(|(length, _)| *length).map(|(_, entry)| entry)
         })
     }
+
+    /// The configuration for a connection, by the entry of its server name.
+    pub(super) fn server_config(&self, entry: Option<&Arc<Entry>>) -> Arc<ServerConfig> {
+        entry.map_or_else(|| self.others.clone(), |entry| entry.server_config())
+    }
+
+    /// The files that are followed.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.entries.iter().flat_map(|entry| entry.files()).collect()
+    }
+
+    /// Reads the files again and takes over what is whole and fits together; the rest stays as it was. Returns how many
+    /// certificates and sets of trust were replaced, and how many were kept because of an error that was told now.
+    pub(super) fn reload(&self) -> (usize, usize) {
+        self.entries.iter().map(|entry| entry.reload()).fold((0, 0), |(new, old), (n, o)| (new + n, old + o))
+    }
+}
+
+/// TLS 1.2 and 1.3, h2 and HTTP/1.1.
+fn server_config(
+    resolver: Arc<dyn ResolvesServerCert>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    sessions: Arc<Sessions>,
+) -> Result<Arc<ServerConfig>, tls::Error> {
+    let mut config = ServerConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.session_storage = sessions;
+    Ok(Arc::new(config))
 }

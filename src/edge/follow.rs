@@ -1,4 +1,4 @@
-//! Following the state: who may register, and the rules that tunnels' connectors are to have.
+//! Following the state, who may register and the rules that tunnels' connectors are to have, and visitors' certificates.
 
 use std::{
     io,
@@ -38,6 +38,37 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Starts following the files of visitors' certificates and of trust in theirs.
+pub(super) fn start_certificates(shared: &Arc<Shared>) -> io::Result<()> {
+    let files = shared.certificates.files();
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut files = Followed::new(files, SETTLE)?;
+    let shared_ = shared.clone();
+    shared.tasks.spawn(async move {
+        let draining = shared_.tasks.draining();
+        loop {
+            // The first time for what changed after it was read and before it was followed.
+            let shared = shared_.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || reload_certificates(&shared)).await {
+                tracing::error!(%error, "reading visitors' certificates");
+            }
+            tokio::select! {
+                () = files.changed() => {}
+                () = draining.cancelled() => return,
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Reads them again; what cannot be used changes nothing.
+pub(super) fn reload_certificates(shared: &Shared) {
+    let (replaced, refused) = shared.certificates.reload();
+    shared.metrics.certificates_reloaded(replaced, refused);
 }
 
 fn files(shared: &Shared) -> Vec<PathBuf> {

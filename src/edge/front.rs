@@ -1,6 +1,7 @@
 //! Visitors: their connections, from the place that each takes to its end in good order.
 
 mod body;
+mod caller;
 mod exchange;
 mod head;
 
@@ -21,19 +22,22 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::server::Acceptor;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::Instant,
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+
+use caller::Handshake;
 
 use super::{
     LAST_HEADS, Shared,
     limits::{Full, Place},
     relay,
 };
-use crate::{metrics::edge::Bound, shutdown::Tasks};
+use crate::{metrics::edge::Bound, shutdown::Tasks, wire::direct::strip_port};
 
 /// What a visitor hears for whom there is no place.
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 11\r\n\
@@ -47,8 +51,17 @@ const PREFACE: &[u8; 4] = b"PRI ";
 /// Between two looks at a preface that comes in pieces.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// How visitors come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// In clear.
+    Clear,
+    /// Over TLS.
+    Tls,
+}
+
 /// Accepts visitors, for a moment longer than the edge is ready.
-pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) {
+pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, door: Door) {
     let told = super::limits::Places::new(MOST_TOLD, MOST_TOLD);
     loop {
         let accepted = tokio::select! {
@@ -63,26 +76,20 @@ pub(super) async fn serve(shared: Arc<Shared>, listener: TcpListener, tls: Optio
                 continue;
             }
         };
-        admit(&shared, tcp, peer, tls.as_ref(), &told);
+        admit(&shared, tcp, peer, door, &told);
     }
     // Whom the kernel accepted before the door closed is in.
     while let Ok(Ok((tcp, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-        admit(&shared, tcp, peer, tls.as_ref(), &told);
+        admit(&shared, tcp, peer, door, &told);
     }
 }
 
-fn admit(
-    shared: &Arc<Shared>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    tls: Option<&Arc<rustls::ServerConfig>>,
-    told: &Arc<super::limits::Places>,
-) {
+fn admit(shared: &Arc<Shared>, tcp: TcpStream, peer: SocketAddr, door: Door, told: &Arc<super::limits::Places>) {
     match shared.visitors.enter(peer.ip()) {
         Ok(place) => {
-            let (shared_, tls) = (shared.clone(), tls.cloned());
+            let shared_ = shared.clone();
             shared.tasks.spawn(async move {
-                arrive(shared_, tcp, peer, tls, place).await;
+                arrive(shared_, tcp, peer, door, place).await;
             });
         }
         Err(full) => {
@@ -91,7 +98,7 @@ fn admit(
                 Full::ForThisAddress => Bound::ConnectionsPerAddress,
             });
             // Before TLS there is no way to say it.
-            if tls.is_none()
+            if door == Door::Clear
                 && let Ok(told) = told.enter(peer.ip())
             {
                 shared.tasks.attend(async move {
@@ -116,7 +123,8 @@ async fn no_place(mut tcp: TcpStream) -> std::io::Result<()> {
 #[derive(Debug)]
 struct Visitor {
     peer: SocketAddr,
-    secure: bool,
+    /// What was asked and shown in the handshake, if there was one.
+    handshake: Option<Handshake>,
     asked: AtomicBool,
     /// Requests in flight, and since when there are none.
     quiet: Mutex<(usize, Instant)>,
@@ -126,6 +134,11 @@ struct Visitor {
 }
 
 impl Visitor {
+    fn new(peer: SocketAddr, handshake: Option<Handshake>, place: Place) -> Arc<Self> {
+        let quiet = Mutex::new((0, Instant::now()));
+        Arc::new(Self { peer, handshake, asked: AtomicBool::new(false), quiet, _place: place })
+    }
+
     /// Since when nothing is in flight.
     fn quiet_since(&self) -> Option<Instant> {
         let (in_flight, since) = *self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
@@ -161,32 +174,34 @@ impl Drop for Busy {
     }
 }
 
-async fn arrive(
-    shared: Arc<Shared>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    place: Place,
-) {
+async fn arrive(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, door: Door, place: Place) {
     let _ = tcp.set_nodelay(true);
-    let quiet = Mutex::new((0, Instant::now()));
-    let visitor =
-        Arc::new(Visitor { peer, secure: tls.is_some(), asked: AtomicBool::new(false), quiet, _place: place });
-    match tls {
-        Some(tls) => {
-            let accepted = tokio::time::timeout(shared.limits.tls_time, TlsAcceptor::from(tls).accept(tcp)).await;
-            if let Ok(Ok(stream)) = accepted {
+    match door {
+        Door::Tls => {
+            let accepted = tokio::time::timeout(shared.limits.tls_time, shake_hands(&shared, tcp)).await;
+            if let Ok(Ok((stream, handshake))) = accepted {
                 let over_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                converse(shared, visitor, stream, over_h2).await;
+                converse(shared, Visitor::new(peer, Some(handshake), place), stream, over_h2).await;
             }
         }
-        None => {
+        Door::Clear => {
             let told = tokio::time::timeout(shared.limits.header_time, speaks_http2(&tcp)).await;
             if let Ok(Some(over_h2)) = told {
-                converse(shared, visitor, tcp, over_h2).await;
+                converse(shared, Visitor::new(peer, None, place), tcp, over_h2).await;
             }
         }
     }
+}
+
+/// A TLS handshake as the visitor's server name wants it.
+async fn shake_hands(shared: &Shared, tcp: TcpStream) -> std::io::Result<(TlsStream<TcpStream>, Handshake)> {
+    let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+    let name = start.client_hello().server_name().map(str::to_lowercase);
+    let entry = name.and_then(|name| shared.certificates.entry(strip_port(&name)).cloned());
+    let config = shared.certificates.server_config(entry.as_ref());
+    let stream = start.into_stream(config).await?;
+    let handshake = Handshake::new(entry, stream.get_ref().1.peer_certificates());
+    Ok((stream, handshake))
 }
 
 /// Whether a visitor in clear speaks HTTP/2 with prior knowledge; `None` when he left without a word.

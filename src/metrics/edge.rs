@@ -10,7 +10,9 @@ use prometheus_client::{
 use super::IntGauge;
 
 /// Why a visitor got an answer of the edge itself.
-pub const REFUSALS: [&str; 7] = [
+pub const REFUSALS: [&str; 10] = [
+    "caller-invalid",
+    "caller-missing",
     "host-missing",
     "request-invalid",
     "hostname-unknown",
@@ -18,6 +20,7 @@ pub const REFUSALS: [&str; 7] = [
     "connector-failed",
     "overloaded",
     "method-not-allowed",
+    "wrong-connection",
 ];
 
 /// Which bound was met by what was turned away.
@@ -146,7 +149,11 @@ pub struct EdgeMetrics {
     overloads: Family<LimitLabel, Counter>,
     registrations: Family<OutcomeLabel, Counter>,
     pushes: Family<OutcomeLabel, Counter>,
+    reloads: Family<OutcomeLabel, Counter>,
 }
+
+/// A changed certificate or set of trust is in force, or cannot be used.
+const RELOADS: [&str; 2] = ["replaced", "refused"];
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -177,6 +184,7 @@ impl EdgeMetrics {
             overloads: Family::default(),
             registrations: Family::default(),
             pushes: Family::default(),
+            reloads: Family::default(),
             registry: Registry::default(),
         };
         for code in REFUSALS {
@@ -190,6 +198,9 @@ impl EdgeMetrics {
         }
         for outcome in Pushed::ALL {
             drop(metrics.pushes.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }));
+        }
+        for outcome in RELOADS {
+            drop(metrics.reloads.get_or_create(&OutcomeLabel { outcome }));
         }
         r.register("adit_edge_connections", "Registered connections", metrics.connections.clone());
         r.register("adit_edge_visitors", "Visitors' connections", metrics.visitors.clone());
@@ -208,6 +219,11 @@ impl EdgeMetrics {
         r.register("adit_edge_overloads", "What was turned away, by the limit it met", metrics.overloads.clone());
         r.register("adit_edge_registrations", "Registrations, by outcome", metrics.registrations.clone());
         r.register("adit_edge_pushes", "Pushed configurations, by outcome", metrics.pushes.clone());
+        r.register(
+            "adit_edge_certificate_reloads",
+            "Changed files of visitors' TLS, by what became of them",
+            metrics.reloads.clone(),
+        );
         Self { registry, ..metrics }
     }
 
@@ -286,6 +302,13 @@ impl EdgeMetrics {
     /// A registration ended.
     pub fn registered(&self, outcome: Registering) {
         self.registrations.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
+    }
+
+    /// Files of visitors' TLS were read again.
+    pub fn certificates_reloaded(&self, replaced: usize, refused: usize) {
+        for (outcome, count) in RELOADS.into_iter().zip([replaced, refused]) {
+            self.reloads.get_or_create(&OutcomeLabel { outcome }).inc_by(count as u64);
+        }
     }
 
     /// A push ended.

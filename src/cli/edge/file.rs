@@ -3,6 +3,7 @@
 mod limits;
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +12,10 @@ use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::{
     config::duration,
-    edge::{certificates::FileCertificate, limits::Limits},
+    edge::{
+        certificates::{ClientAuth, FileCertificate},
+        limits::Limits,
+    },
 };
 
 /// What an edge's file says.
@@ -48,9 +52,13 @@ fn parse(text: &str) -> Result<EdgeFile, Vec<String>> {
     for (key, value) in root {
         match (key.as_str(), value) {
             (Some("certificates"), Yaml::Array(entries)) => {
+                let mut seen = HashMap::new();
                 for (at, entry) in entries.iter().enumerate() {
                     match certificate(entry) {
-                        Ok(certificate) => file.certificates.push(certificate),
+                        Ok(certificate) => {
+                            repeated(at, &certificate, &mut seen, &mut mistakes);
+                            file.certificates.push(certificate);
+                        }
                         Err(why) => mistakes.push(format!("certificates[{at}]: {why}")),
                     }
                 }
@@ -69,6 +77,16 @@ fn parse(text: &str) -> Result<EdgeFile, Vec<String>> {
     if mistakes.is_empty() { Ok(file) } else { Err(mistakes) }
 }
 
+/// A hostname that stood in an entry before would silently be that one's.
+fn repeated(at: usize, entry: &FileCertificate, seen: &mut HashMap<String, usize>, mistakes: &mut Vec<String>) {
+    for name in &entry.hostnames {
+        match seen.insert(name.clone(), at) {
+            Some(before) => mistakes.push(format!("certificates[{at}]: {name} stands in certificates[{before}], too")),
+            None => {}
+        }
+    }
+}
+
 /// A duration with its unit, `30s`.
 fn time(value: &Yaml) -> Result<Duration, String> {
     let text = value.as_str().ok_or("a duration needs a unit: 30s, 1m30s, 250ms")?;
@@ -77,21 +95,64 @@ fn time(value: &Yaml) -> Result<Duration, String> {
 
 fn certificate(entry: &Yaml) -> Result<FileCertificate, String> {
     let Yaml::Hash(map) = entry else { return Err("not a mapping".into()) };
-    for key in map.keys() {
-        match key.as_str() {
-            Some("hostnames" | "certificate" | "key") => {}
-            // Fail closed: a file that demands client certificates must not be served without.
-            Some(key @ ("clientAuth" | "trust")) => return Err(format!("{key} is not supported by this version")),
-            key => return Err(format!("unknown key {}", key.unwrap_or("?"))),
+    let mut file = FileCertificate::default();
+    let (mut certificate, mut key) = (None, None);
+    for (name, value) in map {
+        let path = || value.as_str().filter(|path| !path.is_empty()).map(PathBuf::from);
+        match name.as_str() {
+            Some("hostnames") => file.hostnames = hostnames(value).ok_or("hostnames is no list of names")?,
+            Some("certificate") => certificate = Some(path().ok_or("certificate is no path")?),
+            Some("key") => key = Some(path().ok_or("key is no path")?),
+            Some("clientAuth") => {
+                file.client_auth = match value {
+                    Yaml::String(text) if text == "off" => ClientAuth::Off,
+                    Yaml::String(text) if text == "optional" => ClientAuth::Optional,
+                    Yaml::String(text) if text == "required" => ClientAuth::Required,
+                    // YAML 1.1 reads a bare `off` so, and somebody's tools may write it.
+                    Yaml::Boolean(false) => ClientAuth::Off,
+                    _ => return Err("clientAuth is none of off, optional, required".into()),
+                }
+            }
+            Some("trust") => {
+                let listed = value.as_vec().map(Vec::as_slice).unwrap_or(std::slice::from_ref(value));
+                let paths = listed.iter().map(|path| path.as_str().filter(|path| !path.is_empty()).map(PathBuf::from));
+                file.trust = paths.collect::<Option<_>>().ok_or("trust is no list of paths")?;
+                if file.trust.is_empty() {
+                    return Err("trust is empty, so nobody could be trusted; leave it out to accept any certificate \
+                                whose key the visitor has"
+                        .into());
+                }
+            }
+            name => return Err(format!("unknown key {}", name.unwrap_or("?"))),
         }
     }
-    let path = |key: &str| entry[key].as_str().map(PathBuf::from).ok_or_else(|| format!("{key} is no path"));
-    let hostnames: Option<Vec<String>> =
-        entry["hostnames"].as_vec().map(|names| names.iter().filter_map(Yaml::as_str).map(str::to_lowercase).collect());
-    match hostnames.filter(|names| !names.is_empty()) {
-        Some(hostnames) => Ok(FileCertificate { hostnames, certificate: path("certificate")?, key: path("key")? }),
-        None => Err("hostnames is no list of names".into()),
+    file.material = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        // One file with both.
+        (Some(bundle), None) => Some((bundle.clone(), bundle)),
+        (None, Some(_)) => return Err("key without certificate".into()),
+        (None, None) => None,
+    };
+    if file.hostnames.is_empty() {
+        return Err("hostnames is no list of names".into());
     }
+    if file.client_auth == ClientAuth::Off && !file.trust.is_empty() {
+        return Err("trust has no effect without clientAuth: optional or required".into());
+    }
+    if file.client_auth == ClientAuth::Off && file.material.is_none() {
+        return Err("has no effect: neither certificate nor clientAuth".into());
+    }
+    Ok(file)
+}
+
+/// In the form that visitors' names have when they are compared.
+fn hostnames(value: &Yaml) -> Option<Vec<String>> {
+    let names = value.as_vec()?.iter().map(|name| {
+        let name = name.as_str()?.trim_end_matches('.').to_lowercase();
+        let labels = name.strip_prefix("*.").unwrap_or(&name);
+        (!labels.is_empty() && !labels.contains(['*', ':', '/', ' '])).then_some(name)
+    });
+    names.collect()
 }
 
 #[cfg(test)]
@@ -106,16 +167,55 @@ mod tests {
         .unwrap();
         assert_eq!((found.retry, found.grace_period), (false, Some(Duration::from_secs(60))));
         let found = &found.certificates[0];
-        assert_eq!((found.hostnames[0].as_str(), found.key.to_str()), ("a.example", Some("/k")));
+        assert_eq!(found.hostnames, ["a.example"]);
+        assert_eq!(found.material, Some((PathBuf::from("/c"), PathBuf::from("/k"))));
+        assert_eq!((found.client_auth, found.trust.len()), (ClientAuth::Off, 0));
         let wrong = "certificates: [ { hostnames: [] } ]\nlimits: 3\nother: 1\nretry: maybe\ngracePeriod: 30\n";
         let mistakes = parse(wrong).unwrap_err();
         assert_eq!(mistakes.len(), 5, "{mistakes:?}");
     }
 
+    fn entry(text: &str) -> Result<FileCertificate, String> {
+        let file = parse(&format!("certificates: [ {{ {text} }} ]")).map_err(|mistakes| mistakes.join("; "))?;
+        Ok(file.certificates.into_iter().next().unwrap())
+    }
+
     #[test]
-    fn demanding_client_certificates_is_refused_and_not_ignored() {
-        let text = "certificates: [ { hostnames: [a], certificate: c, key: k, clientAuth: required } ]";
-        assert!(parse(text).unwrap_err()[0].contains("clientAuth"));
+    fn what_visitors_are_asked_for_is_read() {
+        let read = entry("hostnames: ['*.A.example.'], clientAuth: required, trust: [/t1, /t2]").unwrap();
+        assert_eq!((read.client_auth, read.material), (ClientAuth::Required, None));
+        assert_eq!((read.hostnames, read.trust.len()), (vec!["*.a.example".to_owned()], 2));
+        let read = entry("hostnames: [a], certificate: /bundle, clientAuth: optional").unwrap();
+        assert_eq!(read.material, Some((PathBuf::from("/bundle"), PathBuf::from("/bundle"))));
+        assert_eq!((read.client_auth, read.trust.len()), (ClientAuth::Optional, 0));
+        assert_eq!(entry("hostnames: [a], certificate: /b, clientAuth: off").unwrap().client_auth, ClientAuth::Off);
+    }
+
+    #[test]
+    fn a_demand_that_could_not_be_met_or_would_not_count_is_refused() {
+        for (text, why) in [
+            ("hostnames: [a], clientAuth: require", "clientAuth"),
+            ("hostnames: [a], clientAuth: true", "clientAuth"),
+            ("hostnames: [a], certificate: /c, trust: [/t]", "trust has no effect"),
+            ("hostnames: [a], clientAuth: required, trust: []", "trust is empty"),
+            ("hostnames: [a], clientAuth: required, trust: [1]", "no list of paths"),
+            ("hostnames: [a], clientauth: required", "unknown key clientauth"),
+            ("hostnames: [a]", "no effect"),
+            ("hostnames: [a], key: /k", "key without"),
+            ("hostnames: [a, 1], clientAuth: required", "hostnames"),
+            ("hostnames: ['a.*.b'], clientAuth: required", "hostnames"),
+            ("clientAuth: required", "hostnames"),
+        ] {
+            let mistake = entry(text).unwrap_err();
+            assert!(mistake.contains(why), "{text}: {mistake}");
+        }
+    }
+
+    #[test]
+    fn a_hostname_stands_in_one_entry() {
+        let entries = "{ hostnames: [a, b], clientAuth: required }, { hostnames: [B], certificate: /c }";
+        let mistakes = parse(&format!("certificates: [ {entries} ]")).unwrap_err();
+        assert!(mistakes[0].contains("certificates[1]: b stands in certificates[0]"), "{mistakes:?}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     Busy, Visitor,
     body::{FrontBody, Source, Streamed, Upload, poll_upload},
-    cut_upgraded,
+    caller, cut_upgraded,
     head::{Refusal, refusal_of, request_head},
 };
 use crate::{
@@ -97,11 +97,12 @@ async fn exchange(
     if tunnels.is_empty() {
         return Err((StatusCode::NOT_FOUND, "hostname-unknown"));
     }
+    let certificate = caller::certificate(shared, visitor, name)?;
     let over_h2 = request.version() == Version::HTTP_2;
     let upgrade = is_upgrade(&request, over_h2).map_err(refusal_of)?;
     let upgraded = upgrade.then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
-    let head = request_head(parts, &body, &host, upgrade, visitor.peer, visitor.secure).map_err(refusal_of)?;
+    let head = request_head(parts, &body, &host, upgrade, visitor, certificate).map_err(refusal_of)?;
     let method = head.method.clone();
     let empty = matches!(head.body, BodyLength::None | BodyLength::Known(0));
     let source = (!upgrade && head.body != BodyLength::None).then(|| Source::new(body));

@@ -1,10 +1,9 @@
 //! A visitor's request head: what is refused because it can be read in two ways, what is taken away, what is added.
 
-use std::net::SocketAddr;
-
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use hyper::body::Incoming;
 
+use super::{Visitor, caller::Relay};
 use crate::wire::{
     RequestHead,
     direct::{self, Refused},
@@ -33,16 +32,20 @@ pub(super) fn request_head(
     body: &Incoming,
     host: &str,
     upgrade: bool,
-    peer: SocketAddr,
-    secure: bool,
+    visitor: &Visitor,
+    certificate: Option<&Relay>,
 ) -> Result<RequestHead, Refused> {
     let mut head = direct::request_head(parts, body, host, upgrade)?;
     let headers = &mut head.headers;
     strip_names_of_others(headers);
     let value = |text: &str| HeaderValue::from_str(text).map_err(|_| Refused::Invalid);
-    let address = value(&peer.ip().to_canonical().to_string())?;
+    let address = value(&visitor.peer.ip().to_canonical().to_string())?;
     headers.append("x-forwarded-for", address.clone());
+    let secure = visitor.handshake.is_some();
     headers.insert("x-forwarded-proto", HeaderValue::from_static(if secure { "https" } else { "http" }));
+    if let Some(certificate) = certificate {
+        certificate.write(headers);
+    }
     headers.insert("cf-connecting-ip", address);
     headers.insert("cf-ray", value(&format!("{:016x}-ADIT", rand::random::<u64>()))?);
     Ok(head)
