@@ -95,9 +95,7 @@ fn what_is_told_of_a_verified_caller_is_read_back_as_it_was_shown() {
         if caller.as_ref().unwrap().issuer_key.is_none() {
             whole.chain = [].into();
         }
-        for (written, form) in
-            [(CallerHeaders::Rfc9440, RelayedBy::Rfc9440), (CallerHeaders::Xfcc, RelayedBy::Xfcc)]
-        {
+        for (written, form) in [(CallerHeaders::Rfc9440, RelayedBy::Rfc9440), (CallerHeaders::Xfcc, RelayedBy::Xfcc)] {
             let headers = told(&caller, written);
             assert_eq!(relayed::read(&headers, form), Relayed::Shown(whole.clone()), "{} {form:?}", row.name);
             read += 1;

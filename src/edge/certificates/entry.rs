@@ -9,7 +9,6 @@ use std::{
 
 use rustls::{
     DistinguishedName, RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, pem::PemObject},
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
@@ -213,12 +212,7 @@ fn load_trust(file: &FileCertificate, before: Option<&Loaded<Trust>>) -> Result<
     let mut anchors = Vec::new();
     for (path, pem) in files {
         let shown = path.display().to_string();
-        let found = CertificateDer::pem_slice_iter(&pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|source| tls::Error::Pem { path: shown.clone(), source })?;
-        if found.is_empty() {
-            return Err(tls::Error::NoCertificate(shown));
-        }
+        let found = tls::pem::certificates(&pem).map_err(|source| tls::Error::Pem { path: shown, source })?;
         anchors.extend(found);
     }
     Ok(Some(Loaded { of, value: Arc::new(Trust::new(anchors)?) }))
