@@ -6,6 +6,7 @@
 pub mod callers;
 mod configuration;
 pub mod edge;
+mod hop;
 mod identity;
 
 use std::{
@@ -26,6 +27,7 @@ use prometheus_client::{
 
 use crate::code::Code;
 pub use configuration::{Configuration, Generation, Outcome};
+pub use hop::{HopFailure, HopMetrics, Unverified};
 pub use identity::Identities;
 
 /// Rules with series of their own; those beyond share one, so that a pushed configuration cannot grow the memory.
@@ -148,6 +150,8 @@ pub struct Metrics {
     pub configuration: Configuration,
     /// Those of secrets.
     pub identities: Identities,
+    /// Those of the hops to services.
+    pub hop: HopMetrics,
     registry: Registry,
     ha_connections: IntGauge,
     total_requests: PlainCounter,
@@ -208,6 +212,7 @@ impl Metrics {
             callers: callers::Callers::default(),
             configuration: Configuration::new(),
             identities: Identities::new(),
+            hop: HopMetrics::new(),
             registry: Registry::default(),
             ha_connections: IntGauge::default(),
             total_requests: PlainCounter::default(),
@@ -287,6 +292,7 @@ impl Metrics {
         self.callers.register(r);
         self.configuration.register(r);
         self.identities.register(r);
+        self.hop.register(r);
         r.register(
             "cloudflared_config_local_config_pushes",
             "Local rules told to the edge",
@@ -368,6 +374,7 @@ impl Metrics {
             ejections: self.ejections.clone(),
             rule: RuleLabel { rule },
             retries: self.retries.clone(),
+            hop: self.hop.clone(),
         }
     }
 
@@ -539,6 +546,8 @@ pub struct OriginMetrics {
     ejections: Family<RuleLabel, Counter>,
     rule: RuleLabel,
     retries: Family<WhyLabel, Counter>,
+    /// Those of the hop, which services share.
+    pub hop: HopMetrics,
 }
 
 impl Default for OriginMetrics {

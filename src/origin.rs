@@ -14,17 +14,20 @@ pub mod proxy_protocol;
 mod reply;
 pub mod request_body;
 pub mod resolve;
+mod secured;
 pub mod services;
 
 use std::{io as std_io, sync::Arc};
 
-use rustls::CertificateError;
-
 use crate::{
     code::Code,
-    config::{Rule, Service},
-    metrics::Metrics,
-    tls::{self, OriginTls, SystemRoots},
+    config::{Hop, MutualTls, Rule, Service},
+    metrics::{HopFailure, Metrics},
+    tls::{
+        self, SystemRoots,
+        keyring::Keyring,
+        service::{Failure, ServiceTls},
+    },
 };
 use ::http::HeaderValue;
 use balance::Balance;
@@ -70,9 +73,12 @@ pub enum Error {
     /// No connection in time.
     #[error("no {0} in time")]
     TimedOut(&'static str),
-    /// The TLS handshake failed.
+    /// Exempt from proofs as loopback, and led elsewhere.
+    #[error("{0} is not on this machine, and proves nothing")]
+    NotLoopback(std::net::SocketAddr),
+    /// There is no TLS, or none that proves enough.
     #[error("TLS: {0}")]
-    Tls(#[source] std_io::Error),
+    Tls(#[source] Failure),
     /// The server name cannot be one.
     #[error("{0:?} is no server name")]
     ServerName(String),
@@ -97,9 +103,9 @@ impl Error {
     /// What the visitor is told.
     pub fn code(&self) -> Code {
         match self {
-            Self::Forbidden(_) | Self::Unreachable(_) => Code::OriginUnreachable,
+            Self::Forbidden(_) | Self::NotLoopback(_) | Self::Unreachable(_) => Code::OriginUnreachable,
             Self::TimedOut(_) => Code::OriginTimeout,
-            Self::Tls(error) => tls_code(error),
+            Self::Tls(failure) => failure.code(),
             Self::ServerName(_) => Code::OriginIdentity,
             Self::Body(BodyError::TooLong) => Code::BodyTooLarge,
             // Nobody is left to be told that the visitor is gone.
@@ -112,10 +118,21 @@ impl Error {
 }
 
 impl Error {
+    /// What is counted of it where hops are counted.
+    fn cause(&self) -> Option<HopFailure> {
+        match self {
+            Self::NotLoopback(_) => Some(HopFailure::NotLoopback),
+            Self::ServerName(_) => Some(HopFailure::WrongIdentity),
+            Self::Tls(failure) => Some(failure.cause()),
+            _ => None,
+        }
+    }
+
     /// Whether the service is to blame, so that it counts against its health.
     fn is_of_service(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::TimedOut(_) | Self::Tls(_) | Self::Broken(_) => true,
+            Self::Unreachable(_) | Self::TimedOut(_) | Self::Broken(_) | Self::NotLoopback(_) => true,
+            Self::Tls(failure) => failure.is_of_service(),
             // Said by the service, or found in what it said; the rest is what h2 would not send for us.
             Self::Http2(error) => error.is_io() || error.is_remote() || error.is_library(),
             // hyper tells of the request's body in its own words, with ours behind.
@@ -125,60 +142,87 @@ impl Error {
     }
 }
 
-fn tls_code(error: &std_io::Error) -> Code {
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(rustls::Error::InvalidCertificate(certificate)) => match certificate {
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. } => Code::OriginExpired,
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Code::OriginIdentity,
-            _ => Code::OriginUntrusted,
-        },
-        _ => Code::OriginTlsRefused,
+/// What origins are made with, whatever the rules say.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// Counters.
+    pub metrics: &'a Metrics,
+    /// Addresses that no rule may dial.
+    pub forbidden: &'a Arc<[std::net::SocketAddr]>,
+    /// Identities and trust of one generation.
+    pub keyring: &'a Keyring,
+    /// Read when first needed.
+    pub system: &'a SystemRoots,
+    /// `bastion` and `socks-proxy` may be used although a hop demands proofs.
+    pub private_network: bool,
+}
+
+/// The configuration refuses it before it gets here.
+const NO_TLS: &str = "mutual TLS is demanded, and this service is spoken to without TLS";
+
+/// What a hop demands of one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demand {
+    /// That the handshake be mutual.
+    Mutual,
+    Nothing,
+    /// That it be on this machine.
+    Here,
+}
+
+impl Demand {
+    fn of(mode: MutualTls, target: &Target) -> Self {
+        match mode {
+            MutualTls::Always => Self::Mutual,
+            MutualTls::Optional | MutualTls::Passthrough => Self::Nothing,
+            MutualTls::Remote if target.is_local() => Self::Here,
+            MutualTls::Remote => Self::Mutual,
+        }
     }
 }
 
 impl Origin {
-    /// Prepares what the services of `rule` need: their TLS configuration, pools and state. Dials nothing.
+    /// Prepares what the services of `rule` need on one hop: their TLS, pools and state. Dials nothing. What is unusable
+    /// in the keyring fails the requests that need it.
     ///
     /// # Errors
     ///
-    /// When a root file cannot be used, or the Host is no header.
-    pub fn new(
-        rule: &Rule,
-        metrics: &Metrics,
-        forbidden: &Arc<[std::net::SocketAddr]>,
-        system: &SystemRoots,
-    ) -> Result<Self, tls::Error> {
+    /// When a root file cannot be used, or the services cannot prove what is demanded.
+    pub fn new(rule: &Rule, hop: &Hop, means: Means<'_>) -> Result<Self, tls::Error> {
+        let Means { metrics, forbidden, keyring, system, private_network } = means;
         let options = &rule.origin;
-        let dialer = Dialer {
+        let dialer = |demand| Dialer {
             connect_timeout: dial::limit(options.connect_timeout),
             keep_alive: options.tcp_keep_alive,
             race: !options.no_happy_eyeballs,
             forbidden: forbidden.clone(),
+            loopback_only: demand == Demand::Here,
             resolver: Resolver::System,
         };
         let handles = |service| metrics.handles_of_origin(rule.position, service);
         let balance = || Balance::new(rule.services().map(|(_, spelling)| spelling), rule.health.as_ref(), handles);
         Ok(match &rule.service {
             Service::Http { .. } | Service::Unix { .. } => {
+                let mut tls = None;
                 let services = rule.services().enumerate().map(|(index, (service, _))| {
                     let (target, use_tls, h2c) = http_target(service);
-                    let tls = use_tls
-                        .then(|| {
-                            OriginTls {
-                                ca_pool: options.ca_pool.as_deref(),
-                                no_verify: options.no_tls_verify,
-                                http2: options.http2_origin,
-                            }
-                            .client(system)
-                        })
-                        .transpose()?;
+                    let demand = Demand::of(hop.mode, &target);
+                    let handshakes = if use_tls {
+                        let tls = match &tls {
+                            Some(tls) => tls,
+                            None => tls.insert(ServiceTls::new(hop, options, keyring, system)?),
+                        };
+                        Some(tls.handshakes(demand == Demand::Mutual)?)
+                    } else {
+                        if hop.mode == MutualTls::Passthrough || demand == Demand::Mutual {
+                            return Err(tls::Error::Unsatisfiable(NO_TLS));
+                        }
+                        None
+                    };
                     let host = options.http_host_header.clone().unwrap_or_else(|| target.authority());
                     // One that is no header is refused where the rule is made ready for visitors.
                     let host = HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("localhost"));
-                    let origin = HttpOrigin::new(dialer.clone(), target, tls, h2c, options, handles(index));
+                    let origin = HttpOrigin::new(dialer(demand), target, handshakes, h2c, options, handles(index));
                     Ok(HttpService { origin, host })
                 });
                 let services = services.collect::<Result<Vec<_>, tls::Error>>()?;
@@ -189,15 +233,26 @@ impl Origin {
                     Service::Tcp { host, port, .. } => Some(Target::Tcp { host: host.as_str().into(), port: *port }),
                     _ => None,
                 });
-                let targets = Targets { targets: targets.collect(), balance: balance(), metrics: handles(0) };
+                let targets: Vec<_> = targets.collect();
+                let demand = |target: &Target| Demand::of(hop.mode, target);
+                if targets.iter().any(|target| demand(target) == Demand::Mutual) {
+                    return Err(tls::Error::Unsatisfiable(NO_TLS));
+                }
+                let dialer = dialer(targets.first().map_or(Demand::Nothing, demand));
+                let targets = Targets { targets, balance: balance(), metrics: handles(0) };
                 Self::Stream(dialer, Destination::Fixed(Box::new(targets)))
             }
             Service::Status(status) => {
                 Self::Status(::http::StatusCode::from_u16(*status).unwrap_or(::http::StatusCode::BAD_GATEWAY))
             }
             Service::HelloWorld => Self::Hello,
-            Service::Bastion => Self::Stream(dialer, Destination::Header),
-            Service::SocksProxy => Self::Stream(dialer, Destination::Socks),
+            Service::Bastion | Service::SocksProxy
+                if matches!(hop.mode, MutualTls::Always | MutualTls::Remote) && !private_network =>
+            {
+                return Err(tls::Error::Unsatisfiable(NO_TLS));
+            }
+            Service::Bastion => Self::Stream(dialer(Demand::Nothing), Destination::Header),
+            Service::SocksProxy => Self::Stream(dialer(Demand::Nothing), Destination::Socks),
         })
     }
 

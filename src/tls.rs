@@ -8,6 +8,7 @@ pub mod keyring;
 pub mod material;
 pub mod pem;
 pub mod possession;
+pub mod service;
 mod unverified;
 
 use std::{
@@ -71,6 +72,9 @@ pub enum Error {
     /// The QUIC suite is missing; cannot happen with our provider.
     #[error("{0}")]
     Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+    /// A rule contradicts itself; the configuration refuses it before it gets here.
+    #[error("{0}")]
+    Unsatisfiable(&'static str),
 }
 
 /// The provider for everything but the edge: aws-lc-rs with its defaults, X25519MLKEM768 first.
@@ -131,42 +135,6 @@ impl EdgeTls {
             quic: Arc::new(QuicClientConfig::try_from(config(vec![QUIC_ALPN.to_vec()])?)?),
             http2: Arc::new(config(Vec::new())?),
         })
-    }
-}
-
-/// What a rule says about TLS to its service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OriginTls<'a> {
-    /// A file of roots added to the system's.
-    pub ca_pool: Option<&'a Path>,
-    /// Accept any certificate.
-    pub no_verify: bool,
-    /// Offer HTTP/2.
-    pub http2: bool,
-}
-
-impl OriginTls<'_> {
-    /// A configuration without a client certificate.
-    ///
-    /// # Errors
-    ///
-    /// When `ca_pool` cannot be read or holds no certificate.
-    pub fn client(&self, system: &SystemRoots) -> Result<Arc<ClientConfig>, Error> {
-        let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-        let builder = if self.no_verify {
-            builder.dangerous().with_custom_certificate_verifier(unverified::accept_any(&provider()))
-        } else {
-            let mut roots = system.get().clone();
-            if let Some(path) = self.ca_pool {
-                add_file(&mut roots, path)?;
-            }
-            builder.with_root_certificates(roots)
-        };
-        let mut config = builder.with_no_client_auth();
-        if self.http2 {
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        }
-        Ok(Arc::new(config))
     }
 }
 
@@ -238,14 +206,5 @@ mod tests {
     fn only_quic_says_what_it_speaks() {
         let tls = EdgeTls::new(None, false).unwrap();
         assert!(tls.http2.alpn_protocols.is_empty());
-    }
-
-    #[test]
-    fn a_pool_without_a_certificate_is_an_error_that_names_the_file() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let error = OriginTls { ca_pool: Some(file.path()), ..OriginTls::default() }
-            .client(&SystemRoots::default())
-            .unwrap_err();
-        assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
     }
 }

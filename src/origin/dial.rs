@@ -40,6 +40,18 @@ impl Target {
             Self::Unix(_) => "localhost".to_owned(),
         }
     }
+
+    /// Whether it says of itself that it is on this machine: 127/8, ::1, `localhost`, a socket. That a name leads here
+    /// is seen when it is dialled.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp { host, .. } => match host.parse::<IpAddr>() {
+                Ok(ip) => ip.is_loopback(),
+                Err(_) => host.eq_ignore_ascii_case("localhost"),
+            },
+            Self::Unix(_) => true,
+        }
+    }
 }
 
 /// A configured limit; 0 means none, for which a year stands.
@@ -58,6 +70,8 @@ pub struct Dialer {
     pub race: bool,
     /// Addresses on which adit itself listens; port 0 never matches.
     pub forbidden: Arc<[SocketAddr]>,
+    /// Nothing but this machine is dialled: what is exempt from proofs for being here has to be here.
+    pub loopback_only: bool,
     /// Asked for every new connection, so that a changed answer counts at once.
     pub resolver: Resolver,
 }
@@ -67,7 +81,7 @@ impl Dialer {
     ///
     /// # Errors
     ///
-    /// [`Error::Unreachable`], [`Error::TimedOut`], [`Error::Forbidden`].
+    /// [`Error::Unreachable`], [`Error::TimedOut`], [`Error::Forbidden`], [`Error::NotLoopback`].
     pub async fn connect(&self, target: &Target) -> Result<OriginIo, Error> {
         match target {
             Target::Tcp { host, port } => self.tcp(host, *port).await.map(OriginIo::Tcp),
@@ -103,6 +117,9 @@ impl Dialer {
     pub async fn address(&self, address: SocketAddr) -> Result<TcpStream, Error> {
         if self.is_forbidden(address) {
             return Err(Error::Forbidden(address));
+        }
+        if self.loopback_only && !address.ip().to_canonical().is_loopback() {
+            return Err(Error::NotLoopback(address));
         }
         let stream = TcpStream::connect(address).await.map_err(Error::Unreachable)?;
         if self.is_own_wildcard(&stream) {
@@ -191,6 +208,8 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, sync::Mutex};
+
     use super::*;
 
     fn dialer(forbidden: &[&str]) -> Dialer {
@@ -199,6 +218,7 @@ mod tests {
             keep_alive: Duration::from_secs(30),
             race: true,
             forbidden: forbidden.iter().map(|text| text.parse().unwrap()).collect(),
+            loopback_only: false,
             resolver: Resolver::System,
         }
     }
@@ -236,6 +256,28 @@ mod tests {
         for own in [format!("0.0.0.0:{port}"), format!("[::]:{port}")] {
             let refused = dialer(&[&own]).address(address).await;
             assert!(matches!(refused, Err(Error::Forbidden(_))), "{address}: {refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_exempt_for_being_here_is_dialled_nowhere_else() {
+        let target = |host: &str| Target::Tcp { host: host.into(), port: 1 };
+        for here in ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost"] {
+            assert!(target(here).is_local(), "{here}");
+        }
+        for elsewhere in ["localhost.example.com", "localhost.", "10.0.0.1", "::", "0.0.0.0", "::ffff:127.0.0.1"] {
+            assert!(!target(elsewhere).is_local(), "{elsewhere}");
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let table = |ip: &str| HashMap::from([("localhost".to_owned(), vec![ip.parse().unwrap()])]);
+        for (ip, here) in [("127.0.0.1", true), ("192.0.2.1", false), ("0.0.0.0", false)] {
+            let resolver = Resolver::Table(Arc::new(Mutex::new(table(ip))));
+            let dialled = Dialer { loopback_only: true, resolver, ..dialer(&[]) }.tcp("localhost", port).await;
+            match dialled {
+                Ok(_) => assert!(here, "{ip}"),
+                Err(error) => assert!(!here && matches!(error, Error::NotLoopback(_)), "{ip}: {error}"),
+            }
         }
     }
 

@@ -3,8 +3,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::Request;
-use rustls::{ClientConfig, pki_types::ServerName};
-use tokio_rustls::TlsConnector;
+use rustls::pki_types::ServerName;
 
 pub use super::reply::{Reply, ReplyBody};
 use super::{
@@ -16,10 +15,12 @@ use super::{
     pool::Pool,
     proxy_protocol::{self, Source},
     request_body::RequestBody,
+    secured::Secured,
 };
 use crate::{
     config::{OriginOptions, ProxyProtocol},
-    metrics::{OriginMetrics, Retry},
+    metrics::{OriginMetrics, Retry, Unverified},
+    tls::service::{Failure, Handshakes},
 };
 
 /// Times one request is sent over HTTP/2 while services say that they did not process it.
@@ -42,11 +43,11 @@ pub struct HttpOrigin {
 
 #[derive(Debug)]
 struct Tls {
-    config: Arc<ClientConfig>,
-    /// For WebSockets, which need HTTP/1.1: a service that prefers HTTP/2 would choose that where it is offered.
-    http1: Arc<ClientConfig>,
+    handshakes: Handshakes,
     timeout: Duration,
     name: NameRule,
+    #[expect(dead_code, reason = "its drop is its use")]
+    unverified: Option<Unverified>,
 }
 
 /// A request on its way: it is handed on and back a dozen times, and the future of a stream stays small.
@@ -97,7 +98,7 @@ impl HttpOrigin {
     pub fn new(
         dialer: Dialer,
         target: Target,
-        tls: Option<Arc<ClientConfig>>,
+        tls: Option<Handshakes>,
         h2c: bool,
         options: &OriginOptions,
         metrics: OriginMetrics,
@@ -113,9 +114,9 @@ impl HttpOrigin {
         Self {
             dialer,
             target,
-            tls: tls.map(|config| Tls {
-                http1: http1_only(&config),
-                config,
+            tls: tls.map(|handshakes| Tls {
+                unverified: handshakes.is_unverified().then(|| metrics.hop.unverified()),
+                handshakes,
                 timeout: limit(options.tls_timeout),
                 name,
             }),
@@ -129,7 +130,7 @@ impl HttpOrigin {
 
     /// Whether the service may be spoken to in HTTP/2, where `te: trailers` has a meaning.
     pub fn may_speak_h2(&self) -> bool {
-        self.h2c || self.tls.as_ref().is_some_and(|tls| !tls.config.alpn_protocols.is_empty())
+        self.h2c || self.tls.as_ref().is_some_and(|tls| tls.handshakes.offers_h2())
     }
 
     /// Drops idle connections that are too old.
@@ -170,6 +171,10 @@ impl HttpOrigin {
     ///
     /// [`Failed`]; no answer was begun.
     pub async fn send(&self, request: BoxedRequest, host: &str, websocket: bool) -> Result<Reply, Failed> {
+        if let Some(tls) = &self.tls {
+            // Asked for each request: an identity expires, whatever connections it has left.
+            tls.handshakes.check().map_err(|failure| Failed::finally(Error::Tls(failure)))?;
+        }
         let name = self.server_name(host).map_err(Failed::finally)?;
         // With a PROXY header no connection is shared.
         let speaks_h2 = self.may_speak_h2() && !websocket && self.proxy_protocol.is_none();
@@ -209,13 +214,14 @@ impl HttpOrigin {
                     None => return Err(Failed::unsent(error, request)),
                 },
             };
+            let refusal = io.refusal();
             if io.is_h2() || (self.h2c && !websocket) {
                 let connected = self.shared.connect(io, name.as_ref(), self.dialer.connect_timeout);
                 let connected = Box::pin(connected).await;
                 drop(opening);
                 let stream = match connected {
                     Ok(stream) => stream,
-                    Err(error) => return Err(Failed::unsent(error, request)),
+                    Err(error) => return Err(Failed::unsent(refusal.instead_of(error), request)),
                 };
                 attempts += 1;
                 refused = Some(stream.connection());
@@ -231,7 +237,11 @@ impl HttpOrigin {
                 Err(error) => return Err(Failed::unsent(error, request)),
             };
             let answered = connection.exchange(request, websocket, self.give_back(&name)).await;
-            return answered.map_err(|broken| Failed { error: broken.error.into(), unsent: broken.unsent });
+            return answered.map_err(|broken| match refusal.get() {
+                // Nobody else gets it: a part of it may have been sent.
+                Some(failure) => Failed::finally(Error::Tls(failure)),
+                None => Failed { error: broken.error.into(), unsent: broken.unsent },
+            });
         }
     }
 
@@ -294,11 +304,16 @@ impl HttpOrigin {
             proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
         }
         let (Some(tls), Some(name)) = (&self.tls, name) else { return Ok(io) };
-        let connector = TlsConnector::from(if websocket { tls.http1.clone() } else { tls.config.clone() });
+        // WebSockets need HTTP/1.1: a service that prefers HTTP/2 would choose that where it is offered.
+        let (shake, name) = (&tls.handshakes, name.clone());
         let handshake = async {
-            Ok(match io {
-                OriginIo::Tcp(tcp) => OriginIo::TcpTls(Box::new(connector.connect(name.clone(), tcp).await?)),
-                OriginIo::Unix(unix) => OriginIo::UnixTls(Box::new(connector.connect(name.clone(), unix).await?)),
+            Ok::<_, Failure>(match io {
+                OriginIo::Tcp(tcp) => {
+                    OriginIo::TcpTls(Box::new(Secured::new(shake.shake(name, tcp, websocket).await?)))
+                }
+                OriginIo::Unix(unix) => {
+                    OriginIo::UnixTls(Box::new(Secured::new(shake.shake(name, unix, websocket).await?)))
+                }
                 done => done,
             })
         };
@@ -307,16 +322,6 @@ impl HttpOrigin {
             Err(_) => Err(Error::TimedOut("TLS handshake")),
         }
     }
-}
-
-/// The same without an offer of HTTP/2.
-fn http1_only(config: &Arc<ClientConfig>) -> Arc<ClientConfig> {
-    if config.alpn_protocols.is_empty() {
-        return config.clone();
-    }
-    let mut config = ClientConfig::clone(config);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Arc::new(config)
 }
 
 /// A server name, or the text that cannot be one.

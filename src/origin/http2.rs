@@ -24,7 +24,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Error, io::OriginIo};
+use super::{Error, io::OriginIo, secured::Refusal};
 pub(super) use stream::{H2Body, Unanswered};
 
 /// Names with connections of their own; with `matchSNItoHost` a visitor chooses the name.
@@ -68,6 +68,7 @@ struct Connection {
     /// Of [`MOST_STREAMS`]; who gets none waits, however many the peer would take.
     turns: Arc<Semaphore>,
     peer: Option<IpAddr>,
+    refusal: Refusal,
     id: u64,
 }
 
@@ -97,6 +98,7 @@ pub(super) struct Stream {
     sender: SendRequest<Bytes>,
     place: Place,
     turns: Arc<Semaphore>,
+    refusal: Refusal,
     id: u64,
 }
 
@@ -185,6 +187,7 @@ impl Shared {
         limit: Duration,
     ) -> Result<Stream, Error> {
         let peer = io.peer().map(|addr| addr.ip().to_canonical());
+        let refusal = io.refusal();
         let shaken = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -224,7 +227,7 @@ impl Shared {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let load = Arc::new(Mutex::new(Load { streams: 0, since: Instant::now() }));
         let turns = Arc::new(Semaphore::new(MOST_STREAMS));
-        let connection = Connection { sender, load, turns, peer, id: NEXT.fetch_add(1, Ordering::Relaxed) };
+        let connection = Connection { sender, load, turns, peer, refusal, id: NEXT.fetch_add(1, Ordering::Relaxed) };
         let stream = connection.stream();
         let mut names = self.lock();
         if self.retired.load(Ordering::Relaxed) {
@@ -296,7 +299,8 @@ impl Connection {
     fn stream(&self) -> Stream {
         self.load.lock().unwrap_or_else(PoisonError::into_inner).streams += 1;
         let place = Place { load: self.load.clone(), turn: None };
-        Stream { sender: self.sender.clone(), place, turns: self.turns.clone(), id: self.id }
+        let (turns, refusal) = (self.turns.clone(), self.refusal.clone());
+        Stream { sender: self.sender.clone(), place, turns, refusal, id: self.id }
     }
 }
 

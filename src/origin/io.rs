@@ -15,7 +15,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
 };
-use tokio_rustls::client::TlsStream;
+
+use super::secured::{Refusal, Secured};
 
 /// TCP, a unix socket, or TLS over either.
 #[derive(Debug)]
@@ -23,11 +24,11 @@ pub enum OriginIo {
     /// TCP in clear.
     Tcp(TcpStream),
     /// TLS over TCP.
-    TcpTls(Box<TlsStream<TcpStream>>),
+    TcpTls(Box<Secured<TcpStream>>),
     /// A unix socket in clear.
     Unix(UnixStream),
     /// TLS over a unix socket.
-    UnixTls(Box<TlsStream<UnixStream>>),
+    UnixTls(Box<Secured<UnixStream>>),
 }
 
 impl OriginIo {
@@ -35,19 +36,27 @@ impl OriginIo {
     pub fn peer(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
-            Self::TcpTls(stream) => stream.get_ref().0.peer_addr().ok(),
+            Self::TcpTls(stream) => stream.io().peer_addr().ok(),
             Self::Unix(_) | Self::UnixTls(_) => None,
         }
     }
 
     /// Whether the peer chose HTTP/2 by ALPN.
     pub fn is_h2(&self) -> bool {
-        let alpn = match self {
-            Self::TcpTls(stream) => stream.get_ref().1.alpn_protocol(),
-            Self::UnixTls(stream) => stream.get_ref().1.alpn_protocol(),
-            Self::Tcp(_) | Self::Unix(_) => None,
-        };
-        alpn == Some(b"h2")
+        match self {
+            Self::TcpTls(stream) => stream.is_h2(),
+            Self::UnixTls(stream) => stream.is_h2(),
+            Self::Tcp(_) | Self::Unix(_) => false,
+        }
+    }
+
+    /// What will be known of a refusal by the service, once the connection is out of sight.
+    pub(super) fn refusal(&self) -> Refusal {
+        match self {
+            Self::TcpTls(stream) => stream.refusal(),
+            Self::UnixTls(stream) => stream.refusal(),
+            Self::Tcp(_) | Self::Unix(_) => Refusal::default(),
+        }
     }
 }
 

@@ -87,6 +87,7 @@ impl HttpServices {
                     return Ok(reply.holding(in_flight));
                 }
                 Err(Failed { error, unsent }) => {
+                    self.count(&error);
                     if error.is_of_service() {
                         in_flight.failed(&Chain(&error));
                     }
@@ -100,6 +101,12 @@ impl HttpServices {
             tried.push(index);
         }
         Err(last.unwrap_or(Error::TimedOut("service")))
+    }
+
+    fn count(&self, error: &Error) {
+        if let Some(cause) = error.cause() {
+            self.metrics.hop.failed(cause);
+        }
     }
 
     /// Drops idle connections that are too old.
@@ -149,7 +156,12 @@ impl HttpServices {
             let asked = tokio::time::timeout(check.timeout, self.services[index].ask(&check.path)).await;
             match asked {
                 Ok(Ok(())) => judge.checked(check, Ok(())),
-                Ok(Err(error)) => judge.checked(check, Err(&Chain(&error))),
+                Ok(Err(error)) => {
+                    if let CheckError::Service(error) = &error {
+                        self.count(error);
+                    }
+                    judge.checked(check, Err(&Chain(&error)));
+                }
                 Err(_) => judge.checked(check, Err(&"no answer in time")),
             }
             tokio::time::sleep(spread(check.interval)).await;
@@ -213,7 +225,7 @@ impl Targets {
                     let peer = io.peer();
                     proxy_protocol::send(&mut io, version, source, peer).await.map_err(Error::Unreachable)?;
                 }
-                Ok(io)
+                Ok::<_, Error>(io)
             };
             match connected.await {
                 Ok(io) => {
@@ -221,6 +233,9 @@ impl Targets {
                     return Ok((io, in_flight));
                 }
                 Err(error) => {
+                    if let Some(cause) = error.cause() {
+                        self.metrics.hop.failed(cause);
+                    }
                     in_flight.failed(&Chain(&error));
                     last = Some(error);
                 }

@@ -16,7 +16,7 @@ use crate::{
     ingress::{Pattern, Table},
     metrics::{Generation, Metrics, RuleMetrics},
     origin::{
-        Origin,
+        Means, Origin,
         dial::{Dialer, limit},
         resolve::Resolver,
     },
@@ -147,9 +147,16 @@ impl Routes {
         let mut rows = Vec::new();
         let mut mistakes = Vec::new();
         let mut policies = Policies::new(&ground.keyring, &inner_hop);
+        let means = Means {
+            metrics: &ground.metrics,
+            forbidden: &ground.forbidden,
+            keyring: &ground.keyring,
+            system: &system,
+            private_network: inner_hop.private_network,
+        };
         let rules = ingress.as_ref().map_or(&[][..], |ingress| &ingress.rules);
         for rule in rules {
-            match Route::new(rule, ground, &system, &mut policies) {
+            match Route::new(rule, means, &mut policies) {
                 Ok(route) => rows.push((Pattern::from(rule), route)),
                 Err(error) => mistakes.push(format!("rule {}: {error}", rule.position)),
             }
@@ -167,6 +174,7 @@ impl Routes {
                 keep_alive: warp.tcp_keep_alive,
                 race: false,
                 forbidden: ground.forbidden.clone(),
+                loopback_only: false,
                 resolver: Resolver::System,
             },
             warp,
@@ -244,12 +252,7 @@ impl Route {
         self.ways.iter().map(|way| &way.origin)
     }
 
-    fn new(
-        rule: &Rule,
-        ground: &Ground,
-        system: &tls::SystemRoots,
-        policies: &mut Policies<'_>,
-    ) -> Result<Self, RouteError> {
+    fn new(rule: &Rule, means: Means<'_>, policies: &mut Policies<'_>) -> Result<Self, RouteError> {
         let options = &rule.origin;
         if options.access.required {
             tracing::warn!(
@@ -270,13 +273,13 @@ impl Route {
             .chain(rule.hops.otherwise.iter().map(|hop| (None, hop)))
             .map(|(hostname, hop): (_, &Arc<Hop>)| {
                 let policy = policies.of(rule, hop)?;
-                let origin = Origin::new(rule, &ground.metrics, &ground.forbidden, system)?;
+                let origin = Origin::new(rule, hop, means)?;
                 Ok(Way { hostname, origin, policy, is_known: !hop.expect.is_empty() })
             })
             .collect::<Result<_, RouteError>>()?;
         Ok(Self {
             ways,
-            metrics: ground.metrics.handles_of_rule(rule.position),
+            metrics: means.metrics.handles_of_rule(rule.position),
             host_header,
             access_required: options.access.required,
             limiter: Limiter::new(rule.limits),

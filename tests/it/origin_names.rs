@@ -54,6 +54,7 @@ impl Named {
             keep_alive: options.tcp_keep_alive,
             race: true,
             forbidden: Arc::from([]),
+            loopback_only: false,
             resolver: Resolver::Table(table.clone()),
         };
         let target = Target::Tcp { host: "svc.test".into(), port: old.local_addr().unwrap().port() };
@@ -171,6 +172,7 @@ async fn an_idle_shared_connection_is_let_go_after_its_time() {
             keep_alive: options.tcp_keep_alive,
             race: true,
             forbidden: Arc::from([]),
+            loopback_only: false,
             resolver: Resolver::System,
         };
         let options = OriginOptions { keep_alive_timeout: Duration::ZERO, ..options };

@@ -21,6 +21,7 @@ use crate::{
         http1::is_repeatable,
         request_body::{BodyError, RequestBody},
     },
+    tls::service::Failure,
 };
 
 /// How much of a request's body is remembered until the answer begins, so that it can be sent again. Chunks are shared
@@ -45,6 +46,13 @@ pub(in crate::origin) struct Unanswered {
     pub(in crate::origin) why: Retry,
 }
 
+impl Unanswered {
+    /// By a service that refused the handshake when the request was on its way already.
+    fn refused(failure: Failure) -> Self {
+        Self { error: Error::Tls(failure), unsent: None, why: Retry::Refused }
+    }
+}
+
 impl Stream {
     /// Sends a request. `reused`: the connection has served before, so that it may be dead without our knowing.
     pub(in crate::origin) async fn send(
@@ -52,7 +60,7 @@ impl Stream {
         request: BoxedRequest,
         reused: bool,
     ) -> Result<Response<H2Body>, Unanswered> {
-        let Self { sender, mut place, turns, .. } = self;
+        let Self { sender, mut place, turns, refusal, .. } = self;
         let (parts, body) = request.into_parts();
         let head = match head(parts.clone()) {
             Ok(head) => head,
@@ -67,6 +75,7 @@ impl Stream {
         };
         let (mut response, stream) = match opened {
             Ok(opened) => opened,
+            Err(_) if let Some(failure) = refusal.get() => return Err(Unanswered::refused(failure)),
             Err(error) => {
                 // Nothing was sent. What is wrong with the request itself is wrong the second time.
                 let again = error.is_go_away() || error.is_io();
@@ -99,6 +108,9 @@ impl Stream {
             }
             Err(error) => error,
         };
+        if let (Error::Http2(_), Some(failure)) = (&error, refusal.get()) {
+            return Err(Unanswered::refused(failure));
+        }
         let (again, why) = match &error {
             Error::Http2(error) if is_unprocessed(error) => (upload.into_body(), Retry::Refused),
             Error::Http2(error) if repeatable && error.is_io() => (Some(RequestBody::Empty), Retry::Stale),
