@@ -79,7 +79,8 @@ impl Failure {
                     HopFailure::WrongIdentity
                 }
                 CertificateError::Other(other) if other.0.is::<NotExpected>() => HopFailure::WrongIdentity,
-                CertificateError::UnknownIssuer => HopFailure::UnknownIssuer,
+                // The second is another authority of a trusted one's name.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => HopFailure::UnknownIssuer,
                 _ => HopFailure::BadCertificate,
             },
             Self::Handshake(_) => HopFailure::Handshake,

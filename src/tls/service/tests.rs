@@ -148,7 +148,7 @@ async fn what_is_expected_takes_the_place_of_the_name_and_never_of_the_chain() {
     }
     let stranger = Pki::new().server(&TLS13, false, |params| uris(params, &[right]));
     let (outcome, ..) = dial(&pki.tls(&[right]).handshakes(false).unwrap(), &stranger).await;
-    assert_eq!(cause(&outcome), Some(HopFailure::UnknownIssuer));
+    assert_eq!(cause(&outcome), Some(HopFailure::UnknownIssuer), "{outcome:?}");
 }
 
 #[tokio::test(start_paused = true)]
