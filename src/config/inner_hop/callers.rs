@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use http::{HeaderName, Method};
 
 use super::{Allow, CallerHeaders, Callers, RelayedBy};
-use crate::config::{NormalPath, SecretRef};
 use crate::config::mistakes::Place;
 use crate::config::reader::{Reader, join};
 use crate::config::service::Service;
 use crate::config::tree::{Node, Value};
+use crate::config::{NormalPath, SecretRef};
 
 /// What one `callers` says; what is absent is inherited.
 #[derive(Clone, Debug, Default)]
