@@ -3,6 +3,7 @@
 //! Everything here is written by adit: digits, hexadecimal, Base64 and names whose characters were checked. Nothing of
 //! a certificate gets into a header as it stands.
 
+mod dn;
 mod values;
 mod xfcc;
 
