@@ -3,6 +3,7 @@
 //! Everything here is written by adit: digits, hexadecimal, Base64 and names whose characters were checked. Nothing of
 //! a certificate gets into a header as it stands.
 
+mod dn;
 mod values;
 mod xfcc;
 
@@ -32,12 +33,6 @@ const NAMES: [&str; 14] = [
     "chain",
 ];
 
-/// Writes what `callers` wants its services to hear. What was there under these names is overwritten; that nothing
-/// else speaks of certificates is the business of [`super::families`].
-pub fn write(headers: &mut HeaderMap, callers: &Callers, caller: &MaybeCaller) {
-    Writer::new(callers).write(headers, caller);
-}
-
 /// What a service wants to hear, ready to be written for many requests.
 #[derive(Clone, Debug)]
 pub struct Writer {
@@ -58,8 +53,9 @@ impl Writer {
         Self { fourteen, rfc9440: wants(CallerHeaders::Rfc9440), xfcc: wants(CallerHeaders::Xfcc) }
     }
 
-    /// Writes it: the fourteen always, the others only of a caller who is verified, because they cannot say that one is
-    /// not.
+    /// Writes it, and overwrites what was there under these names; that nothing else speaks of certificates is the
+    /// business of [`super::families`]. The fourteen are written always, the others only of a caller who is verified,
+    /// because they cannot say that one is not.
     pub fn write(&self, headers: &mut HeaderMap, caller: &MaybeCaller) {
         if let Some(names) = &self.fourteen {
             let values = match caller {

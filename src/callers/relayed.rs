@@ -141,3 +141,161 @@ fn percent_decoded(text: &str) -> Read<Cow<'_, [u8]>> {
     }
     Ok(Cow::Owned(decoded))
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+    use crate::identity::Digest;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
+        }
+        headers
+    }
+
+    fn shown(leaf: &[u8], chain: &[&[u8]]) -> Relayed {
+        let chain = chain.iter().map(|der| der.to_vec().into()).collect();
+        Relayed::Shown(Shown { leaf: leaf.to_vec().into(), chain })
+    }
+
+    #[test]
+    fn byte_sequences_are_read_with_their_chain_on_several_lines() {
+        // `leaf`, `one`, `two`, `three`; padding may be missing, white space around them be any.
+        let leaf = ("client-cert", " :bGVhZg==:\t");
+        let chain = ("client-cert-chain", ":b25l: , :dHdv:");
+        for form in [RelayedBy::AditEdge, RelayedBy::Rfc9440] {
+            let said = |lines: &[(&str, &str)]| read(&headers(lines), form);
+            assert_eq!(said(&[leaf]), shown(b"leaf", &[]));
+            assert_eq!(said(&[("client-cert", ":bGVhZg:")]), shown(b"leaf", &[]));
+            let more = [leaf, chain, ("client-cert-chain", ""), ("client-cert-chain", ":dGhyZWU=:")];
+            assert_eq!(said(&more), shown(b"leaf", &[b"one", b"two", b"three"]));
+            assert_eq!(said(&[]), Relayed::Nothing);
+            assert_eq!(said(&[("client-cert", ""), ("client-cert-chain", " ")]), Relayed::Nothing);
+            assert_eq!(said(&[("cf-client-cert-der-base64", "bGVhZg==")]), Relayed::Nothing);
+            for wrong in [
+                &[leaf, leaf][..],
+                &[("client-cert", ""), leaf],
+                &[chain],
+                &[("client-cert", ""), chain],
+                &[("client-cert", ":bGVhZg==:, :bGVhZg==:")],
+                &[("client-cert", ":bGVhZg==:;a=1")],
+                &[("client-cert", "bGVhZg==")],
+                &[("client-cert", "::")],
+                &[("client-cert", ":")],
+                &[("client-cert", ":bGV hZg==:")],
+                &[("client-cert", ":bGVhZg-_:")],
+                &[leaf, ("client-cert-chain", ":b25l:,")],
+                &[leaf, ("client-cert-chain", ":b25l:,,:dHdv:")],
+                &[leaf, ("client-cert-chain", "::")],
+                &[leaf, ("client-cert-chain", ":b25l: :dHdv:")],
+            ] {
+                assert_eq!(said(wrong), Relayed::Malformed, "{wrong:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_or_too_much_is_not_decoded() {
+        let large = |bytes: usize| format!(":{}:", BASE64.encode(vec![7; bytes]));
+        let leaf = |bytes| read(&headers(&[("client-cert", &large(bytes))]), RelayedBy::AditEdge);
+        assert!(matches!(leaf(MOST_BYTES), Relayed::Shown(_)));
+        assert_eq!(leaf(MOST_BYTES + 1), Relayed::Malformed);
+        assert_eq!(leaf(4 * MOST_BYTES), Relayed::Malformed);
+        let chain = |items| {
+            let chain = vec![":b25l:"; items].join(",");
+            read(&headers(&[("client-cert", ":bGVhZg==:"), ("client-cert-chain", &chain)]), RelayedBy::AditEdge)
+        };
+        assert!(matches!(chain(MOST_CERTIFICATES - 1), Relayed::Shown(_)));
+        assert_eq!(chain(MOST_CERTIFICATES), Relayed::Malformed);
+        assert_eq!(
+            read(&headers(&[("client-cert", ":bGVhZg==:")].repeat(100)), RelayedBy::AditEdge),
+            Relayed::Malformed
+        );
+    }
+
+    #[test]
+    fn cloudflares_header_holds_the_leaf_alone() {
+        let said = |lines: &[(&str, &str)]| read(&headers(lines), RelayedBy::Cloudflare);
+        let leaf = ("cf-client-cert-der-base64", "bGVhZg==");
+        assert_eq!(said(&[leaf]), shown(b"leaf", &[]));
+        assert_eq!(said(&[leaf, ("client-cert-chain", ":b25l:")]), shown(b"leaf", &[]));
+        assert_eq!(said(&[("client-cert", ":bGVhZg==:")]), Relayed::Nothing);
+        assert_eq!(said(&[("cf-client-cert-der-base64", "")]), Relayed::Nothing);
+        assert_eq!(said(&[leaf, leaf]), Relayed::Malformed);
+        assert_eq!(said(&[("cf-client-cert-der-base64", ":bGVhZg==:")]), Relayed::Malformed);
+    }
+
+    /// `leaf` and `one` in PEM, in percent form.
+    const LEAF: &str = "-----BEGIN%20CERTIFICATE-----%0AbGVhZg==%0A-----END%20CERTIFICATE-----%0A";
+    const ONE: &str = "-----BEGIN CERTIFICATE-----%0Ab25l%0A-----END CERTIFICATE-----%0A";
+
+    fn xfcc(lines: &[&str]) -> Relayed {
+        read(
+            &headers(&lines.iter().map(|line| ("x-forwarded-client-cert", *line)).collect::<Vec<_>>()),
+            RelayedBy::Xfcc,
+        )
+    }
+
+    #[test]
+    fn of_envoys_header_the_last_element_is_believed_and_no_other() {
+        let hash = Digest::of(b"leaf").to_string().replace("sha256:", "");
+        let good =
+            format!("By=spiffe://a/b;Hash={hash};Cert=\"{LEAF}\";Subject=\"CN=\\\"a\\\",O=b;c\";URI=spiffe://a/c");
+        let spoofed = format!("Cert=\"{ONE}\"");
+        assert_eq!(xfcc(&[&good]), shown(b"leaf", &[]));
+        assert_eq!(xfcc(&[&format!("{spoofed},{good}")]), shown(b"leaf", &[]));
+        assert_eq!(xfcc(&[&spoofed, &good]), shown(b"leaf", &[]));
+        assert_eq!(xfcc(&[&good, &spoofed]), shown(b"one", &[]));
+        assert_eq!(xfcc(&[&good, ""]), shown(b"leaf", &[]), "an empty line adds no element");
+        assert_eq!(xfcc(&[]), Relayed::Nothing);
+        assert_eq!(xfcc(&[""]), Relayed::Nothing);
+        for chain in [format!("{LEAF}{ONE}"), ONE.to_owned()] {
+            assert_eq!(xfcc(&[&format!("cert=\"{LEAF}\"; CHAIN=\"{chain}\"")]), shown(b"leaf", &[b"one"]));
+        }
+        assert_eq!(xfcc(&[&format!("Chain=\"{LEAF}{ONE}\"")]), shown(b"leaf", &[b"one"]));
+    }
+
+    #[test]
+    fn nothing_in_front_reaches_into_the_last_element() {
+        let good = format!("By=spiffe://a/b;Cert=\"{LEAF}\";Subject=\"CN=a\"");
+        for before in [
+            format!("Cert=\"{ONE}\";Subject=\""),
+            format!("Cert=\"{ONE}\";Subject=\"\\"),
+            format!("Cert=\"{ONE}\";Subject"),
+            format!("Cert=\"{ONE}\";X=\"a\"b"),
+            format!("Cert={ONE}\""),
+            "\"".to_owned(),
+            ",".to_owned(),
+        ] {
+            assert_eq!(xfcc(&[&format!("{before},{good}")]), Relayed::Malformed, "{before}");
+        }
+    }
+
+    #[test]
+    fn an_element_without_a_certificate_or_with_two_is_an_invalid_caller() {
+        for wrong in [
+            "Hash=00;Subject=\"CN=a\"",
+            "By=spiffe://a/b",
+            "Cert=",
+            "Cert=\"\"",
+            "Cert=\"%\"",
+            "Cert=\"%2\"",
+            "Cert=\"%zz\"",
+            "nonsense",
+            &format!("Cert=\"{LEAF}{ONE}\""),
+            &format!("Cert=\"{LEAF}\";Cert=\"{LEAF}\""),
+            &format!("Hash=00;Cert=\"{LEAF}\""),
+            &format!("Cert=\"{LEAF}\"x"),
+            &format!("Cert=\"{LEAF}\";"),
+            &format!("Cert=\"{LEAF}\","),
+            &format!("Cert=\"{LEAF}"),
+            &format!("Cert=\"{LEAF}\"{}", ";URI=a".repeat(300)),
+        ] {
+            assert_eq!(xfcc(&[wrong]), Relayed::Malformed, "{wrong}");
+        }
+    }
+}

@@ -14,6 +14,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that fails says why by panicking")]
 #![allow(clippy::print_stdout, reason = "figures of long runs")]
 
+mod callers;
 mod config;
 mod engine;
 mod mutate;
@@ -72,6 +73,9 @@ targets! {
     websocket_boundary: proxy::websocket_boundary, proxy::FRAMES;
     socks: proxy::socks, proxy::SOCKS;
     bastion: proxy::bastion, config::RULES;
+    relayed: callers::relayed, callers::HEADERS;
+    caller_certificate: callers::caller_certificate, callers::DER;
+    revocation_list: callers::revocation_list, callers::DER;
 }
 
 #[test]

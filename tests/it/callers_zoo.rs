@@ -1,10 +1,21 @@
 //! The column `caller` of `config/certificates.md`: what comes of every certificate that a caller may show.
+//!
+//! Once as a whole, over HTTP, and once in pieces: what is verified, and what the service is told of who is not.
 
 use adit::callers::{MaybeCaller, Relayed, check::Check, headers::Writer, relayed};
 use adit::config::{CallerHeaders, Callers, RelayedBy};
-use http::{HeaderMap, HeaderValue};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{HeaderMap, HeaderValue, Request};
+use rustls::pki_types::CertificateDer;
 
-use crate::harness::zoo::{self, As, Zoo};
+use crate::{
+    harness::{
+        in_time,
+        peer::{ok, replying},
+        zoo::{self, Animal, As, Zoo},
+    },
+    raw_edge::RawEdge,
+};
 
 fn callers(headers: Vec<CallerHeaders>) -> Callers {
     Callers {
@@ -106,8 +117,6 @@ fn what_is_told_of_a_verified_caller_is_read_back_as_it_was_shown() {
 
 #[test]
 fn values_are_encoded_as_services_of_load_balancers_know_them() {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-
     let zoo = Zoo::new();
     let check = Check::new(zoo.trust());
     let animal = zoo.make("good", As::Client).unwrap();
@@ -148,4 +157,87 @@ fn what_was_there_under_a_name_of_ours_is_overwritten() {
     assert_eq!(headers.len(), 14);
     assert_eq!(value(&headers, "present"), "false");
     assert_eq!(value(&headers, "error"), "client_cert_not_provided");
+}
+
+fn pem(certificates: &[CertificateDer<'static>]) -> String {
+    let one = |der: &CertificateDer<'static>| {
+        let base64 = STANDARD.encode(der);
+        let lines = base64.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap());
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        format!("-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
+    };
+    certificates.iter().map(one).collect()
+}
+
+/// A request as an edge over HTTP/2 sends it, with a certificate in the form of RFC 9440 if there is one.
+fn request(animal: Option<&Animal>) -> Request<()> {
+    let mut request = Request::get("https://web.test/").body(()).unwrap();
+    if let Some(animal) = animal {
+        let item =
+            |der: &CertificateDer<'static>| HeaderValue::try_from(format!(":{}:", STANDARD.encode(der))).unwrap();
+        request.headers_mut().insert("client-cert", item(&animal.chain[0]));
+        for der in &animal.chain[1..] {
+            request.headers_mut().append("client-cert-chain", item(der));
+        }
+    }
+    request
+}
+
+#[tokio::test]
+async fn every_certificate_of_the_table_is_answered_over_http_as_documented() {
+    in_time(async {
+        let zoo = Zoo::new();
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path.display().to_string()
+        };
+        let lists = zoo
+            .revocation_lists()
+            .into_iter()
+            .map(|list| pem(&[list.to_vec().into()]).replace("CERTIFICATE", "X509 CRL"));
+        let anchors = file("anchors.pem", pem(&zoo.anchors()));
+        let known = file("known.pem", pem(&zoo.intermediates()));
+        let alone = file("allow-listed.pem", pem(&zoo.allow_listed()));
+        let lists = file("lists.pem", lists.collect());
+        // The service says what it heard.
+        let (service, _) = replying(|seen, _| {
+            let fourteen = seen.headers.iter().filter(|(name, _)| name.to_lowercase().starts_with("x-client-cert-"));
+            let error = seen.header("x-client-cert-error").unwrap_or("no header");
+            let others = seen.header("client-cert").is_some() || seen.header("client-cert-chain").is_some();
+            ok(format!("{} {others} {error}", fourteen.count()))
+        })
+        .await;
+        let edge = RawEdge::new().await;
+        let yaml = format!(
+            "innerHop:\n  callers:\n    trustAnchors: [{anchors}]\n    intermediates: [{known}]\n    \
+             allowlisted: [{alone}]\n    crls: [{lists}]\n    relayedBy: rfc9440\n    allow: [{{ id: '{}' }}, {{ dns: \
+             {} }}]\ningress:\n  - service: http://{service}\n",
+            zoo::SPIFFE_ID,
+            zoo::DNS_NAME
+        );
+        let _connector = edge.connector("http2", &yaml).await;
+        let peer = edge.h2_peer().await;
+        for row in zoo::table() {
+            let animal = zoo.make(&row.name, As::Client);
+            let answer = peer.ask(request(animal.as_ref()), "").await.unwrap();
+            let headers = &answer.head.headers;
+            let packed = headers.get("cf-cloudflared-response-headers").map_or(&b""[..], HeaderValue::as_bytes);
+            let headers = adit::wire::headers::unpack(packed).unwrap();
+            let code = headers.get("adit-error").map_or("", |code| code.to_str().unwrap());
+            let said = match (answer.head.status.as_u16(), code) {
+                (200, "") => {
+                    let error = answer.body.strip_prefix("14 false ").unwrap_or_else(|| panic!("{}", answer.body));
+                    format!("200 {error}").trim_end().to_owned()
+                }
+                (status, code) => format!("{status} {code}"),
+            };
+            // The error string of who is refused is the other test's.
+            let documented: Vec<_> = row.caller.split(' ').collect();
+            let documented = if documented[0] == "200" { &documented[..] } else { &documented[..2] };
+            assert_eq!(said, documented.join(" "), "{}", row.name);
+        }
+    })
+    .await;
 }

@@ -10,6 +10,7 @@
 
 mod balance;
 mod body;
+mod callers_trust;
 mod callers_zoo;
 mod cancellation;
 mod cases;

@@ -10,7 +10,9 @@ use rustls::pki_types::SubjectPublicKeyInfoDer;
 use x509_parser::{
     certificate::X509Certificate,
     extensions::ParsedExtension,
-    oid_registry::{OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER, OID_X509_EXT_ISSUER_DISTRIBUTION_POINT},
+    oid_registry::{
+        OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER, OID_X509_EXT_DELTA_CRL_INDICATOR, OID_X509_EXT_ISSUER_DISTRIBUTION_POINT,
+    },
     prelude::FromDer,
     revocation_list::CertificateRevocationList,
 };
@@ -39,6 +41,9 @@ impl Crl {
         };
         let mut scope = [Vec::new(), Vec::new()];
         for extension in list.extensions() {
+            if extension.oid == OID_X509_EXT_DELTA_CRL_INDICATOR {
+                return Err(CallerTrustError::Crl("it says only what changed"));
+            }
             match extension.parsed_extension() {
                 ParsedExtension::IssuingDistributionPoint(point) => {
                     if point.indirect_crl {
@@ -50,7 +55,6 @@ impl Crl {
                 }
                 ParsedExtension::AuthorityKeyIdentifier(_) | ParsedExtension::CRLNumber(_) => {}
                 ParsedExtension::ParseError { .. } => return Err(CallerTrustError::Malformed("revocation list")),
-                // Delta lists are among these: their indicator is critical (RFC 5280 §5.2.4).
                 _ if extension.critical => return Err(CallerTrustError::Crl("it has a critical extension")),
                 _ => {}
             }

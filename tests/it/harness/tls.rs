@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
 };
 use rustls::{
     ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, pem::PemObject},
 };
+use time::{Duration, OffsetDateTime};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client};
 
@@ -102,6 +104,36 @@ impl Ca {
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
+    }
+
+    /// Its certificate, DER.
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()
+    }
+
+    /// A list of revoked certificates, current from an hour ago for a day, that differs.
+    pub(crate) fn revocation_list(
+        &self,
+        serials: &[u8],
+        change: impl FnOnce(&mut CertificateRevocationListParams),
+    ) -> CertificateRevocationListDer<'static> {
+        let now = OffsetDateTime::now_utc();
+        let revoked = |serial: &u8| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&[*serial]),
+            revocation_time: now - Duration::hours(1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let mut list = CertificateRevocationListParams {
+            this_update: now - Duration::hours(1),
+            next_update: now + Duration::hours(24),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        change(&mut list);
+        list.signed_by(&self.issuer).unwrap().der().clone()
     }
 
     /// A certificate for both ends of TLS, with these names (DNS names or addresses).
