@@ -78,6 +78,7 @@ mod raw_service;
 mod refusals;
 mod reload;
 mod reload_program;
+mod rotation;
 mod rules_pushed;
 mod several_edges;
 mod silence;

@@ -70,6 +70,11 @@ pub(crate) struct Leaf {
 }
 
 impl Leaf {
+    /// One file for both.
+    pub(crate) fn bundle(&self) -> String {
+        format!("{}{}", self.certificate, self.key)
+    }
+
     pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
         CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect::<Result<_, _>>().unwrap()
     }
