@@ -100,6 +100,9 @@ pub enum Error {
     /// Its state.
     #[error("{0}")]
     State(#[from] state::Error),
+    /// Visitors' certificates, or trust in theirs.
+    #[error("certificates: {0}")]
+    Certificates(#[from] certificates::Error),
     /// A certificate.
     #[error("{0}")]
     Tls(#[from] tls::Error),

@@ -49,14 +49,6 @@ pub enum Error {
         /// Why.
         source: pem::PemError,
     },
-    /// A certificate is outside its validity.
-    #[error("the certificate in {path} {why}")]
-    Time {
-        /// Which file.
-        path: String,
-        /// In which way.
-        why: &'static str,
-    },
     /// rustls refuses.
     #[error("{0}")]
     Rustls(#[from] rustls::Error),

@@ -18,7 +18,11 @@ use own::Own;
 use sessions::Sessions;
 
 use super::{leaf::Clock, state::Tunnels};
-use crate::tls::{self, issue::Authority};
+use crate::{
+    config::{IdentitySource, SecretRef},
+    secrets::ReadError,
+    tls::{self, callers::CallerTrustError, issue::Authority, pem::PemError},
+};
 
 /// Whether visitors of a hostname are asked for a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,12 +42,42 @@ pub struct FileCertificate {
     /// Hostnames it is for, lower case. `*.` is allowed: a certificate stands for one label there, a demand for any
     /// number.
     pub hostnames: Vec<String>,
-    /// Chain, leaf first, and key, PEM; may be one file. `None`: a leaf of the edge's own authority.
-    pub material: Option<(PathBuf, PathBuf)>,
+    /// Chain, leaf first, and key, PEM. `None`: a leaf of the edge's own authority.
+    pub material: Option<IdentitySource>,
     /// What visitors are asked for.
     pub client_auth: ClientAuth,
     /// Authorities of visitors' certificates, PEM; empty: any certificate whose key the visitor has.
-    pub trust: Vec<PathBuf>,
+    pub trust: Vec<SecretRef>,
+}
+
+/// Why an entry cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A source cannot be read.
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    /// A source does not hold what it should.
+    #[error("{origin}: {source}")]
+    Pem {
+        /// Which one.
+        origin: String,
+        /// Why.
+        source: PemError,
+    },
+    /// A certificate is outside its validity, or none.
+    #[error("the certificate in {origin} {why}")]
+    Certificate {
+        /// Which one.
+        origin: String,
+        /// In which way.
+        why: &'static str,
+    },
+    /// Nobody can be trusted so.
+    #[error("trust: {0}")]
+    Trust(#[from] CallerTrustError),
+    /// The key does not fit the certificate, or the edge's own leaf cannot be made.
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
 }
 
 /// Chooses by hostname.
@@ -65,12 +99,10 @@ impl Certificates {
         authority: Arc<Authority>,
         tunnels: watch::Receiver<Arc<Tunnels>>,
         clock: Clock,
-    ) -> Result<Self, tls::Error> {
+    ) -> Result<Self, Error> {
         let own = Arc::new(Own::new(authority, tunnels, clock)?);
-        let entries = files
-            .into_iter()
-            .map(|file| Entry::new(file, own.clone()).map(Arc::new))
-            .collect::<Result<_, tls::Error>>()?;
+        let entries =
+            files.into_iter().map(|file| Entry::new(file, own.clone()).map(Arc::new)).collect::<Result<_, Error>>()?;
         let nobody_is_asked = WebPkiClientVerifier::no_client_auth();
         let others = server_config(own, nobody_is_asked, Sessions::new())?;
         Ok(Self { entries, others })

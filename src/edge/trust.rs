@@ -2,34 +2,24 @@
 
 use std::sync::Arc;
 
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, UnixTime},
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
-};
+use rustls::pki_types::CertificateDer;
 
-use crate::tls::{
-    self,
-    callers::{CallerError, Shown},
+use crate::{
+    callers::{Relayed, check::Check},
+    tls::callers::{CallerError, CallerTrust, CallerTrustError, Shown},
 };
 
 /// Authorities, and what was found out about certificates under them.
 #[derive(Debug)]
 pub(super) struct Trust {
     anchors: Vec<CertificateDer<'static>>,
-    verifier: Arc<dyn ClientCertVerifier>,
+    check: Check,
 }
 
 impl Trust {
-    pub(super) fn new(anchors: Vec<CertificateDer<'static>>) -> Result<Self, tls::Error> {
-        let mut roots = RootCertStore::empty();
-        for anchor in &anchors {
-            roots.add(anchor.clone())?;
-        }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(Self { anchors, verifier })
+    pub(super) fn new(anchors: Vec<CertificateDer<'static>>) -> Result<Self, CallerTrustError> {
+        let trust = CallerTrust::new(anchors.clone(), Vec::new(), Vec::new(), Vec::new())?;
+        Ok(Self { anchors, check: Check::new(Arc::new(trust)) })
     }
 
     pub(super) fn anchors(&self) -> &[CertificateDer<'static>] {
@@ -38,7 +28,7 @@ impl Trust {
 
     /// Whether the certificate is borne out now.
     pub(super) fn check(&self, shown: &Shown) -> Result<(), CallerError> {
-        let verified = self.verifier.verify_client_cert(&shown.leaf, &shown.chain, UnixTime::now());
-        verified.map(drop).map_err(|_| CallerError::ValidationFailed)
+        let caller = self.check.caller(Relayed::Shown(shown.clone()));
+        caller.map_or(Err(CallerError::Malformed), |caller| caller.verdict)
     }
 }

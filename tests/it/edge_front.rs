@@ -66,9 +66,9 @@ async fn forged_headers(over: Over) {
         "Adit-Error",
     ];
     let forged: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
-    let seen = lab.send("GET", "/", &format!("{forged}X-Client-Certainty: kept\r\n"), b"").await.text();
+    let seen = lab.send("GET", "/", &format!("{forged}X-Client-Claim: kept\r\n"), b"").await.text();
     assert!(!seen.contains("forged"), "{seen}");
-    assert!(seen.contains("X-Client-Certainty: kept\r\n"), "{seen}");
+    assert!(seen.contains("X-Client-Claim: kept\r\n"), "{seen}");
     assert!(seen.contains("Cf-Connecting-Ip: 127.0.0.1\r\n"), "{seen}");
     lab.finish().await;
 }

@@ -31,6 +31,7 @@ mod drain_edge;
 mod drain_load;
 mod drain_process;
 mod drain_websocket;
+mod edge_client_auth;
 mod edge_front;
 mod edge_limits;
 mod edge_retry;

@@ -2,16 +2,12 @@
 
 mod limits;
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::{
-    config::duration,
+    config::{IdentitySource, SecretRef, duration},
     edge::{
         certificates::{ClientAuth, FileCertificate},
         limits::Limits,
@@ -98,11 +94,10 @@ fn certificate(entry: &Yaml) -> Result<FileCertificate, String> {
     let mut file = FileCertificate::default();
     let (mut certificate, mut key) = (None, None);
     for (name, value) in map {
-        let path = || value.as_str().filter(|path| !path.is_empty()).map(PathBuf::from);
         match name.as_str() {
             Some("hostnames") => file.hostnames = hostnames(value).ok_or("hostnames is no list of names")?,
-            Some("certificate") => certificate = Some(path().ok_or("certificate is no path")?),
-            Some("key") => key = Some(path().ok_or("key is no path")?),
+            Some("certificate") => certificate = Some(reference(value).map_err(|why| format!("certificate: {why}"))?),
+            Some("key") => key = Some(reference(value).map_err(|why| format!("key: {why}"))?),
             Some("clientAuth") => {
                 file.client_auth = match value {
                     Yaml::String(text) if text == "off" => ClientAuth::Off,
@@ -115,8 +110,8 @@ fn certificate(entry: &Yaml) -> Result<FileCertificate, String> {
             }
             Some("trust") => {
                 let listed = value.as_vec().map(Vec::as_slice).unwrap_or(std::slice::from_ref(value));
-                let paths = listed.iter().map(|path| path.as_str().filter(|path| !path.is_empty()).map(PathBuf::from));
-                file.trust = paths.collect::<Option<_>>().ok_or("trust is no list of paths")?;
+                file.trust =
+                    listed.iter().map(reference).collect::<Result<_, _>>().map_err(|why| format!("trust: {why}"))?;
                 if file.trust.is_empty() {
                     return Err("trust is empty, so nobody could be trusted; leave it out to accept any certificate \
                                 whose key the visitor has"
@@ -127,9 +122,7 @@ fn certificate(entry: &Yaml) -> Result<FileCertificate, String> {
         }
     }
     file.material = match (certificate, key) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        // One file with both.
-        (Some(bundle), None) => Some((bundle.clone(), bundle)),
+        (Some(certificate), key) => Some(IdentitySource { certificate, key }),
         (None, Some(_)) => return Err("key without certificate".into()),
         (None, None) => None,
     };
@@ -143,6 +136,22 @@ fn certificate(entry: &Yaml) -> Result<FileCertificate, String> {
         return Err("has no effect: neither certificate nor clientAuth".into());
     }
     Ok(file)
+}
+
+/// A secret reference: a path, `{ file, key }`, `{ credential }` or `{ env }`.
+fn reference(value: &Yaml) -> Result<SecretRef, String> {
+    let text = |value: &Yaml| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    if let Some(path) = text(value) {
+        return Ok(SecretRef::File(path.into()));
+    }
+    let said = |key: &str| text(&value[key]);
+    let found = match (value.as_hash().map_or(0, |map| map.len()), said("file"), said("key")) {
+        (2, Some(file), Some(key)) => Some(SecretRef::FileKey { file: file.into(), key }),
+        (1, Some(file), None) => Some(SecretRef::File(file.into())),
+        (1, None, None) => said("credential").map(SecretRef::Credential).or_else(|| said("env").map(SecretRef::Env)),
+        _ => None,
+    };
+    found.ok_or_else(|| "neither a path nor one of { file, key }, { credential }, { env }".into())
 }
 
 /// In the form that visitors' names have when they are compared.
@@ -168,7 +177,9 @@ mod tests {
         assert_eq!((found.retry, found.grace_period), (false, Some(Duration::from_secs(60))));
         let found = &found.certificates[0];
         assert_eq!(found.hostnames, ["a.example"]);
-        assert_eq!(found.material, Some((PathBuf::from("/c"), PathBuf::from("/k"))));
+        let source = found.material.as_ref().unwrap();
+        assert_eq!(source.certificate, SecretRef::File("/c".into()));
+        assert_eq!(source.key, Some(SecretRef::File("/k".into())));
         assert_eq!((found.client_auth, found.trust.len()), (ClientAuth::Off, 0));
         let wrong = "certificates: [ { hostnames: [] } ]\nlimits: 3\nother: 1\nretry: maybe\ngracePeriod: 30\n";
         let mistakes = parse(wrong).unwrap_err();
@@ -186,9 +197,23 @@ mod tests {
         assert_eq!((read.client_auth, read.material), (ClientAuth::Required, None));
         assert_eq!((read.hostnames, read.trust.len()), (vec!["*.a.example".to_owned()], 2));
         let read = entry("hostnames: [a], certificate: /bundle, clientAuth: optional").unwrap();
-        assert_eq!(read.material, Some((PathBuf::from("/bundle"), PathBuf::from("/bundle"))));
+        assert_eq!(read.material.unwrap().key, None);
         assert_eq!((read.client_auth, read.trust.len()), (ClientAuth::Optional, 0));
         assert_eq!(entry("hostnames: [a], certificate: /b, clientAuth: off").unwrap().client_auth, ClientAuth::Off);
+    }
+
+    #[test]
+    fn what_is_read_from_elsewhere_is_referred_to_as_everywhere() {
+        let text = "hostnames: [a], certificate: { file: /all.json, key: tls.crt }, key: { credential: tls }, \
+                    clientAuth: optional, trust: [{ env: CA }, { file: /ca.pem }]";
+        let read = entry(text).unwrap();
+        let source = read.material.unwrap();
+        assert_eq!(source.certificate, SecretRef::FileKey { file: "/all.json".into(), key: "tls.crt".into() });
+        assert_eq!(source.key, Some(SecretRef::Credential("tls".into())));
+        assert_eq!(read.trust, [SecretRef::Env("CA".into()), SecretRef::File("/ca.pem".into())]);
+        for wrong in ["{ env: A, key: b }", "{ fil: /a }", "3", "''", "{ file: /a, key: b, env: c }", "[]"] {
+            assert!(entry(&format!("hostnames: [a], certificate: {wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]
@@ -198,7 +223,7 @@ mod tests {
             ("hostnames: [a], clientAuth: true", "clientAuth"),
             ("hostnames: [a], certificate: /c, trust: [/t]", "trust has no effect"),
             ("hostnames: [a], clientAuth: required, trust: []", "trust is empty"),
-            ("hostnames: [a], clientAuth: required, trust: [1]", "no list of paths"),
+            ("hostnames: [a], clientAuth: required, trust: [1]", "neither a path"),
             ("hostnames: [a], clientauth: required", "unknown key clientauth"),
             ("hostnames: [a]", "no effect"),
             ("hostnames: [a], key: /k", "key without"),

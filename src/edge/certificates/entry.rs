@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -15,11 +15,18 @@ use rustls::{
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use super::{ClientAuth, FileCertificate, own::Own, server_config, sessions::Sessions};
+use super::{ClientAuth, Error, FileCertificate, own::Own, server_config, sessions::Sessions};
 use crate::{
+    config::{IdentitySource, SecretRef},
     edge::{leaf::certified, trust::Trust},
     identity::{Certificate, Digest},
-    tls::{self, material::Material, possession::Possession},
+    secrets,
+    tls::{
+        self,
+        material::Material,
+        pem::{self, PemError},
+        possession::Possession,
+    },
 };
 
 /// Names of authorities told to visitors; where they are more, none is told.
@@ -62,7 +69,7 @@ impl fmt::Debug for Entry {
 }
 
 impl Entry {
-    pub(super) fn new(file: FileCertificate, own: Arc<Own>) -> Result<Self, tls::Error> {
+    pub(super) fn new(file: FileCertificate, own: Arc<Own>) -> Result<Self, Error> {
         let sessions = Sessions::new();
         let material = load_material(&file, None)?;
         let trust = load_trust(&file, None)?;
@@ -109,17 +116,16 @@ impl Entry {
     }
 
     pub(super) fn files(&self) -> Vec<PathBuf> {
-        let material = self.file.material.iter().flat_map(|(certificate, key)| [certificate, key]);
-        material.chain(&self.file.trust).cloned().collect()
+        let material = self.file.material.iter().flat_map(|source| [Some(&source.certificate), source.key.as_ref()]);
+        material.flatten().chain(&self.file.trust).filter_map(secrets::file_of).collect()
     }
 
     /// Returns what [`super::Certificates::reload`] sums up.
     pub(super) fn reload(&self) -> (usize, usize) {
         let before = self.now.borrow().clone();
-        let material = load_material(&self.file, before.material.as_ref()).and_then(|loaded| match &loaded {
-            Some(new) if before.material.as_ref().is_none_or(|old| old.of != new.of) => {
-                in_time(&self.file, &new.value).map(|()| loaded)
-            }
+        let old = before.material.as_ref();
+        let material = load_material(&self.file, old).and_then(|loaded| match &loaded {
+            Some(new) if of(old) != Some(new.of) => in_time(&self.file, &new.value).map(|()| loaded),
             _ => Ok(loaded),
         });
         let trust = load_trust(&self.file, before.trust.as_ref());
@@ -154,7 +160,7 @@ fn of<T>(loaded: Option<&Loaded<T>>) -> Option<Digest> {
 
 /// The new if it can be used, else the old.
 fn kept<T>(
-    new: Result<Option<Loaded<T>>, tls::Error>,
+    new: Result<Option<Loaded<T>>, Error>,
     old: Option<Loaded<T>>,
     told: &mut Option<String>,
     refused: &mut usize,
@@ -179,43 +185,43 @@ fn kept<T>(
     }
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, tls::Error> {
-    let read = std::fs::read(path).map_err(|source| tls::Error::Read { path: path.display().to_string(), source });
-    read.map(Zeroizing::new)
-}
-
-/// `before` again, if the files hold what they held.
+/// `before` again, if the sources hold what they held.
 fn load_material(
     file: &FileCertificate,
     before: Option<&Loaded<CertifiedKey>>,
-) -> Result<Option<Loaded<CertifiedKey>>, tls::Error> {
-    let Some((certificate, key)) = &file.material else { return Ok(None) };
-    let (chain, secret) = (read(certificate)?, read(key)?);
+) -> Result<Option<Loaded<CertifiedKey>>, Error> {
+    let Some(IdentitySource { certificate, key }) = &file.material else { return Ok(None) };
+    let key = key.as_ref().unwrap_or(certificate);
+    let (chain, secret) = (secrets::read(certificate)?, secrets::read(key)?);
     let of = digest([&chain, &secret]);
     if let Some(before) = before.filter(|before| before.of == of) {
         return Ok(Some(before.clone()));
     }
-    let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
-    let value = certified(Material::from_pem((&certificate, &chain), (&key, &secret))?)?;
+    let chain = pem::certificates(&chain).map_err(wrong(certificate))?;
+    let key = pem::key(&secret).map_err(wrong(key))?;
+    let value = certified(Material { chain, key })?;
     Ok(Some(Loaded { of, value }))
 }
 
-fn load_trust(file: &FileCertificate, before: Option<&Loaded<Trust>>) -> Result<Option<Loaded<Trust>>, tls::Error> {
+fn load_trust(file: &FileCertificate, before: Option<&Loaded<Trust>>) -> Result<Option<Loaded<Trust>>, Error> {
     if file.trust.is_empty() {
         return Ok(None);
     }
-    let files = file.trust.iter().map(|path| Ok((path, read(path)?))).collect::<Result<Vec<_>, tls::Error>>()?;
-    let of = digest(files.iter().map(|(_, pem)| pem));
+    let read = file.trust.iter().map(secrets::read).collect::<Result<Vec<_>, _>>()?;
+    let of = digest(&read);
     if let Some(before) = before.filter(|before| before.of == of) {
         return Ok(Some(before.clone()));
     }
     let mut anchors = Vec::new();
-    for (path, pem) in files {
-        let shown = path.display().to_string();
-        let found = tls::pem::certificates(&pem).map_err(|source| tls::Error::Pem { path: shown, source })?;
-        anchors.extend(found);
+    for (source, pem) in file.trust.iter().zip(&read) {
+        anchors.extend(pem::certificates(pem).map_err(wrong(source))?);
     }
     Ok(Some(Loaded { of, value: Arc::new(Trust::new(anchors)?) }))
+}
+
+fn wrong(origin: &SecretRef) -> impl FnOnce(PemError) -> Error {
+    let origin = origin.to_string();
+    move |source| Error::Pem { origin, source }
 }
 
 /// Of several files: where one ends counts.
@@ -225,15 +231,18 @@ fn digest<'a>(files: impl IntoIterator<Item = &'a Zeroizing<Vec<u8>>>) -> Digest
 }
 
 /// Whether a visitor would take the certificate now, as far as its time goes.
-fn in_time(file: &FileCertificate, key: &CertifiedKey) -> Result<(), tls::Error> {
-    let path = file.material.as_ref().map(|(certificate, _)| certificate.display().to_string()).unwrap_or_default();
+fn in_time(file: &FileCertificate, key: &CertifiedKey) -> Result<(), Error> {
+    let outside = |why| {
+        let origin = file.material.as_ref().map(|source| source.certificate.to_string()).unwrap_or_default();
+        Err(Error::Certificate { origin, why })
+    };
     let Some(leaf) = key.cert.first().and_then(|leaf| Certificate::parse(leaf).ok()) else {
-        return Err(tls::Error::NoCertificate(path));
+        return outside("cannot be read");
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     match i64::try_from(now).unwrap_or(i64::MAX) {
-        now if now < leaf.not_before => Err(tls::Error::Time { path, why: "is not valid yet" }),
-        now if now > leaf.not_after => Err(tls::Error::Time { path, why: "has expired" }),
+        now if now < leaf.not_before => outside("is not valid yet"),
+        now if now > leaf.not_after => outside("has expired"),
         _ => Ok(()),
     }
 }

@@ -1,19 +1,18 @@
 //! A visitor's request head: what is refused because it can be read in two ways, what is taken away, what is added.
 
+use std::sync::LazyLock;
+
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use hyper::body::Incoming;
 
 use super::{Visitor, caller::Relay};
-use crate::wire::{
-    RequestHead,
-    direct::{self, Refused},
+use crate::{
+    callers::families::Families,
+    wire::{
+        RequestHead,
+        direct::{self, Refused},
+    },
 };
-
-/// Headers whose sender is believed further down, so a visitor must not be that sender.
-const PREFIXES_OF_OTHERS: [&str; 6] =
-    ["cf-", "x-client-cert-", "x-client-runway-cc-", "x-ssl-client-", "ssl-client-", "x-amzn-mtls-"];
-const NAMES_OF_OTHERS: [&str; 5] =
-    ["client-cert", "client-cert-chain", "x-forwarded-client-cert", "x-client-cert", "adit-error"];
 
 /// Why a head is refused.
 pub(super) type Refusal = (StatusCode, &'static str);
@@ -54,17 +53,12 @@ pub(super) fn request_head(
 /// A visitor's own wish: where `cloudflared access tcp --destination` wants to go behind a bastion.
 const JUMP_DESTINATION: HeaderName = HeaderName::from_static("cf-access-jump-destination");
 
-/// `_` and `-` are one to many services, so both spellings go.
+/// What only an edge may say: whatever speaks of certificates, what Cloudflare's edge says of a visitor, and why an
+/// answer is none of a service's. Signs are all one to many services, so every spelling goes.
 pub(super) fn strip_names_of_others(headers: &mut HeaderMap) {
-    let spoofed: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| **name != JUMP_DESTINATION)
-        .filter(|name| {
-            let name = name.as_str().replace('_', "-");
-            PREFIXES_OF_OTHERS.iter().any(|prefix| name.starts_with(prefix)) || NAMES_OF_OTHERS.contains(&name.as_str())
-        })
-        .cloned()
-        .collect();
+    static FAMILIES: LazyLock<Families> = LazyLock::new(|| Families::new(["cf-", "adit-error"].into_iter()));
+    let told = |name: &&HeaderName| **name != JUMP_DESTINATION && FAMILIES.contain(name.as_str());
+    let spoofed: Vec<HeaderName> = headers.keys().filter(told).cloned().collect();
     for name in spoofed {
         headers.remove(name);
     }
