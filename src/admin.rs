@@ -4,6 +4,7 @@
 
 pub mod drain;
 mod edge;
+mod guard;
 
 use std::{
     convert::Infallible,
@@ -46,6 +47,8 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
 /// After a failure to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+pub use guard::GuardView;
+
 /// What the admin address shows.
 #[derive(Clone, Debug)]
 pub enum View {
@@ -58,6 +61,8 @@ pub enum View {
         /// When it started.
         started: tokio::time::Instant,
     },
+    /// Of guards alone.
+    Guard(GuardView),
 }
 
 /// A connector as the admin address sees it.
@@ -164,10 +169,16 @@ fn health(ok: bool, why: &'static str) -> Response<Full<Bytes>> {
 }
 
 fn answer(view: &View, request: &Request<Incoming>, near: bool) -> Response<Full<Bytes>> {
-    if request.uri().path() == drain::PATH
-        && let View::Connector(view) = view
-    {
-        return drain::answer(view, request, near);
+    if request.uri().path() == drain::PATH {
+        match view {
+            View::Connector(view) => {
+                return drain::answer(&view.tasks, &view.grace, request, near, |left| view.progress(left));
+            }
+            View::Guard(view) => {
+                return drain::answer(&view.tasks, &view.grace, request, near, |left| view.progress(left));
+            }
+            View::Edge { .. } => {}
+        }
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
@@ -179,6 +190,7 @@ fn answer(view: &View, request: &Request<Incoming>, near: bool) -> Response<Full
     }
     match view {
         View::Connector(view) => view.answer(request.uri().path()),
+        View::Guard(view) => view.answer(request.uri().path()),
         View::Edge { edge: handle, started } => edge::answer(handle, *started, request.uri().path()),
     }
 }
@@ -294,17 +306,22 @@ impl ConnectorView {
             let services: Vec<_> = rule.services().map(|(_, spelling)| spelling).collect();
             let _ = writeln!(page, "  {host} {path} -> {}", services.join(", "));
         }
-        let keyring = self.keyring.borrow().clone();
-        let now = SystemTime::now();
-        let all = keyring.shown(now);
-        if !all.is_empty() {
-            let _ = writeln!(page, "\nidentities and trust, generation {}", keyring.generation);
-        }
-        for shown in &all {
-            let _ = writeln!(page, "  {}", secret_line(shown, now));
-        }
+        secrets_page(&mut page, &self.keyring.borrow().clone());
         let _ = writeln!(page, "\nrequests in flight: {}", self.metrics.in_flight());
         page
+    }
+}
+
+/// Every identity and trust.
+fn secrets_page(page: &mut String, keyring: &Keyring) {
+    use std::fmt::Write;
+    let now = SystemTime::now();
+    let all = keyring.shown(now);
+    if !all.is_empty() {
+        let _ = writeln!(page, "\nidentities and trust, generation {}", keyring.generation);
+    }
+    for shown in &all {
+        let _ = writeln!(page, "  {}", secret_line(shown, now));
     }
 }
 

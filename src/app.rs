@@ -1,5 +1,6 @@
 //! The composition root: binds everything, runs it, drains it. The only place that knows everybody.
 
+mod guard;
 mod keys;
 mod notify;
 mod reload;
@@ -18,6 +19,7 @@ use crate::{
     config::Config,
     connector::{Connector, ConnectorConfig, Parts, Status, discovery::EdgeSource, rules::Rules},
     credentials::Token,
+    guard::Guards,
     metrics::Metrics,
     proxy::{Flows, Ground, Proxy},
     secrets,
@@ -25,6 +27,7 @@ use crate::{
     tls::EdgeTls,
     transport::quic::QuicOptions,
 };
+pub use guard::GuardApp;
 use keys::Keys;
 pub use keys::SETTLE;
 pub use reload::Reloading;
@@ -43,6 +46,7 @@ pub struct ConnectorApp {
     live: Live,
     reloading: Option<Reloading>,
     keys: Keys,
+    guards: Option<Guards>,
     tasks: Tasks,
 }
 
@@ -58,12 +62,13 @@ impl ConnectorApp {
         let tls =
             EdgeTls::new(config.edge_ca.as_deref(), config.post_quantum).context("trust for the edge (--cacert)")?;
         let metrics = Arc::new(Metrics::new());
+        let guards = guard::bind(&config, &metrics, &forbidden).await?;
         let ground = Ground { metrics: metrics.clone(), forbidden, keyring: Arc::default() };
         let rules = Rules::new((&config).into(), ground).map_err(|error| anyhow::anyhow!(error))?;
         let connector = Uuid::new_v4();
         let live = Live::new(&config, connector)?;
         let keys = Keys::new(&config, SETTLE, metrics.clone());
-        Ok(Self { config, search, admin, connector, metrics, tls, rules, live, reloading: None, keys, tasks })
+        Ok(Self { config, search, admin, connector, metrics, tls, rules, live, reloading: None, keys, guards, tasks })
     }
 
     /// Reads the configuration again while it runs.
@@ -87,6 +92,11 @@ impl ConnectorApp {
         self.admin.local_addr()
     }
 
+    /// Where the guards listen, in the order of the file.
+    pub fn guard_addresses(&self) -> Vec<SocketAddr> {
+        self.guards.as_ref().map(Guards::addresses).unwrap_or_default()
+    }
+
     /// The connector id.
     pub fn connector_id(&self) -> Uuid {
         self.connector
@@ -104,7 +114,7 @@ impl ConnectorApp {
     ///
     /// When the token, an identity or a trust cannot be used.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { config, search, admin, connector, metrics, tls, rules, live, reloading, keys, tasks } = self;
+        let Self { config, search, admin, connector, metrics, tls, rules, live, reloading, keys, guards, tasks } = self;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), %connector, admin = admin::shown(&admin),
             rules = config.ingress.as_ref().map_or(0, |ingress| ingress.rules.len()), "starting"
@@ -137,6 +147,7 @@ impl ConnectorApp {
         });
         let (grace, local_rules) = (live.grace.subscribe(), live.local_rules.subscribe());
         let inbox = rules.start(&tasks);
+        let (keyring, guards_grace) = (keys.keyring(), live.grace.subscribe());
         let (ready, loaded) = oneshot::channel();
         let (started_, metrics_, rules) = (config.clone(), metrics.clone(), inbox.reloads.clone());
         let ready = Some(ready);
@@ -171,11 +182,22 @@ impl ConnectorApp {
             tasks: tasks.clone(),
         });
         tracing::info!(tunnel = %known.tunnel, "the token is loaded");
+        let guarding = async {
+            match guards {
+                Some(guards) => guards.run(keyring, guards_grace, tasks.clone()).await,
+                None => Ok(()),
+            }
+        };
         notify::started();
         notify::follow(running.status(), &tasks);
         write_pidfile_when_registered(&config, running.status(), &tasks);
         started.send_replace(Some(running.status()));
-        running.run().await;
+        // Callers of guards have their own grace, whatever becomes of the tunnel.
+        let running = async {
+            running.run().await;
+            Ok(())
+        };
+        tokio::try_join!(guarding, running)?;
         drained.send_replace(true);
         // Drained by request: still there for whoever asks how it went.
         leaving.cancelled().await;

@@ -3,6 +3,7 @@
 mod ask;
 mod drain;
 mod edge;
+mod guard;
 mod ingress;
 mod pki;
 mod ready;
@@ -31,6 +32,8 @@ enum Command {
     Run(RunArgs),
     /// The same in cloudflared's spelling: `adit tunnel [flags] run [flags] [TUNNEL]`
     Tunnel(TunnelArgs),
+    /// Run only the `guard` listeners of a file: mutual TLS in front of a service that cannot do it itself
+    Guard(GuardArgs),
     /// Run a self-hosted edge
     Edge(edge::EdgeArgs),
     /// Edge, service and connector on loopback, no files needed
@@ -101,6 +104,15 @@ struct IngressArgs {
 }
 
 #[derive(Debug, Args)]
+struct GuardArgs {
+    #[command(flatten)]
+    flags: Flags,
+    /// Threads for the traffic; by default half the cores, at most 4
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+}
+
+#[derive(Debug, Args)]
 struct DrainArgs {
     #[command(flatten)]
     flags: Flags,
@@ -150,6 +162,7 @@ impl Cli {
             },
             Command::Ingress(IngressArgs { flags, command }) => ingress::run(&flags, &command),
             Command::Drain(DrainArgs { flags }) => drain::run(&flags),
+            Command::Guard(GuardArgs { flags, workers }) => guard::run(flags, workers),
             Command::Edge(args) => edge::run(args),
             Command::Token(command) => edge::token(command),
             Command::Pki(command) => pki::run(command),

@@ -6,6 +6,7 @@
 pub mod callers;
 mod configuration;
 pub mod edge;
+pub mod guard;
 mod hop;
 mod identity;
 
@@ -32,6 +33,8 @@ pub use identity::Identities;
 
 /// Rules with series of their own; those beyond share one, so that a pushed configuration cannot grow the memory.
 const MOST_RULES: usize = 100;
+/// The position of the first guard among rules, which it counts as.
+pub const FIRST_GUARD: usize = usize::MAX / 2;
 /// Services of a rule with series of their own.
 const MOST_SERVICES: usize = 32;
 
@@ -152,6 +155,8 @@ pub struct Metrics {
     pub identities: Identities,
     /// Those of the hops to services.
     pub hop: HopMetrics,
+    /// Those of guards.
+    pub guards: guard::Guards,
     registry: Registry,
     ha_connections: IntGauge,
     total_requests: PlainCounter,
@@ -199,6 +204,15 @@ fn durations() -> Histogram {
     Histogram::new([0.001, 0.004, 0.016, 0.064, 0.256, 1.024, 4.096, 16.384, 65.536])
 }
 
+/// A rule's number, or a guard's.
+fn shown_rule(rule: usize) -> String {
+    match rule.checked_sub(FIRST_GUARD) {
+        Some(guard) if guard < MOST_RULES => format!("guard-{guard}"),
+        None if rule < MOST_RULES => rule.to_string(),
+        _ => "more".into(),
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
@@ -208,11 +222,19 @@ impl Default for Metrics {
 impl Metrics {
     /// Everything at zero.
     pub fn new() -> Self {
+        let mut metrics = Self::of_guards();
+        metrics.register();
+        metrics
+    }
+
+    /// Only what guards count is shown: they have no tunnel.
+    pub fn of_guards() -> Self {
         let mut metrics = Self {
             callers: callers::Callers::default(),
             configuration: Configuration::new(),
             identities: Identities::new(),
             hop: HopMetrics::new(),
+            guards: guard::Guards::new(),
             registry: Registry::default(),
             ha_connections: IntGauge::default(),
             total_requests: PlainCounter::default(),
@@ -255,16 +277,39 @@ impl Metrics {
         for code in Code::ALL {
             drop(metrics.refusals.get_or_create(&CodeLabel { code: code.as_str() }));
         }
-        metrics.register();
+        metrics.register_common();
         metrics
     }
 
-    fn register(&mut self) {
+    /// What guards have, too.
+    fn register_common(&mut self) {
         let r = &mut self.registry;
         let build: Family<BuildLabel, IntGauge> = Family::default();
         let version = env!("CARGO_PKG_VERSION");
         build.get_or_create(&BuildLabel { version, revision: "", r#type: "adit", goversion: "" }).set(1);
         r.register("build_info", "The running version", build);
+        self.callers.register(r);
+        self.identities.register(r);
+        self.hop.register(r);
+        r.register("adit_requests", "Requests by rule", self.rule_requests.clone());
+        r.register(
+            "adit_request_duration_seconds",
+            "From head to the end of the answer, by rule",
+            self.rule_duration.clone(),
+        );
+        r.register("adit_origin_healthy", "Services that get requests, by rule and place", self.healthy.clone());
+        r.register(
+            "adit_origin_ejections",
+            "Services taken out after failed requests, by rule",
+            self.ejections.clone(),
+        );
+        r.register("adit_origin_retries", "Requests sent to a service once more, by reason", self.retries.clone());
+        self.guards.register(r);
+        r.register("adit_task_panics", "Panics that ended one stream each", self.panics.clone());
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
         r.register("cloudflared_tunnel_ha_connections", "Registered connections", self.ha_connections.clone());
         r.register("cloudflared_tunnel_total_requests", "Requests and streams", self.total_requests.clone());
         r.register(
@@ -289,10 +334,7 @@ impl Metrics {
             "Where connections are, 1 now, 0 before",
             self.server_locations.clone(),
         );
-        self.callers.register(r);
         self.configuration.register(r);
-        self.identities.register(r);
-        self.hop.register(r);
         r.register(
             "cloudflared_config_local_config_pushes",
             "Local rules told to the edge",
@@ -320,20 +362,7 @@ impl Metrics {
             "Streams over the flow limit",
             self.rate_limited.clone(),
         );
-        r.register("adit_requests", "Requests by rule", self.rule_requests.clone());
-        r.register(
-            "adit_request_duration_seconds",
-            "From head to the end of the answer, by rule",
-            self.rule_duration.clone(),
-        );
         r.register("adit_refusals", "Answers of adit itself, by code", self.refusals.clone());
-        r.register("adit_origin_healthy", "Services that get requests, by rule and place", self.healthy.clone());
-        r.register(
-            "adit_origin_ejections",
-            "Services taken out after failed requests, by rule",
-            self.ejections.clone(),
-        );
-        r.register("adit_origin_retries", "Requests sent to a service once more, by reason", self.retries.clone());
         r.register("adit_connections", "Registered connections by index and transport", self.connections.clone());
         r.register("adit_connection_replacements", "Connections replaced while they served", self.replacements.clone());
         r.register("adit_connection_attempts", "Dials by index and transport", self.connection_attempts.clone());
@@ -342,7 +371,6 @@ impl Metrics {
         r.register("adit_malformed_streams", "Streams of the edge that made no sense", self.malformed_streams.clone());
         r.register("adit_dropped_datagrams", "Datagrams, which are not served yet", self.dropped_datagrams.clone());
         r.register("adit_streams_cut", "Streams that outlived a grace period", self.streams_cut.clone());
-        r.register("adit_task_panics", "Panics that ended one stream each", self.panics.clone());
     }
 
     /// The text format.
@@ -355,8 +383,7 @@ impl Metrics {
 
     /// The handles of one rule, resolved when its route is built.
     pub fn handles_of_rule(&self, rule: usize) -> RuleMetrics {
-        let rule = if rule < MOST_RULES { rule.to_string() } else { "more".into() };
-        let label = RuleLabel { rule };
+        let label = RuleLabel { rule: shown_rule(rule) };
         RuleMetrics {
             requests: self.rule_requests.get_or_create_owned(&label),
             duration: self.rule_duration.get_or_create_owned(&label),
@@ -367,7 +394,7 @@ impl Metrics {
     pub fn handles_of_origin(&self, rule: usize, service: usize) -> OriginMetrics {
         let shown = (rule < MOST_RULES && service < MOST_SERVICES)
             .then(|| ServiceLabel { rule: rule.to_string(), service: service.to_string() });
-        let rule = if rule < MOST_RULES { rule.to_string() } else { "more".into() };
+        let rule = shown_rule(rule);
         OriginMetrics {
             healthy: self.healthy.clone(),
             shown,

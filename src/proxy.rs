@@ -6,6 +6,7 @@
 pub mod bastion;
 mod forwarded;
 pub mod frames;
+mod guarded;
 mod hello;
 mod http;
 pub mod limits;
@@ -36,13 +37,14 @@ use crate::{
     transport::{Incoming, Pending, Recv, Responder, Transport},
     wire::{Head, RequestHead, ResponseHead},
 };
+pub use guarded::{Guarded, guarded, guarded_stream};
 use limits::Place;
 use live::Leave;
 use record::Record;
 pub use record::is_probe;
 pub use routes::{Ground, Route, Routes, Sources, Way};
 pub use tcp::Flows;
-pub use upkeep::upkeep;
+pub use upkeep::{attend_to, upkeep};
 
 /// Headers with their values.
 pub type Tags = Arc<[(HeaderName, HeaderValue)]>;
@@ -75,13 +77,22 @@ pub struct Via {
     pub own_edge: bool,
 }
 
+/// How somebody's request came to us.
+#[derive(Clone, Copy, Debug)]
+enum Came<'a> {
+    /// To a guard.
+    Guard(Guarded<'a>),
+    /// Through a tunnel.
+    Tunnel(Via),
+}
+
 /// Serves one stream of the edge to its end.
 pub async fn serve(proxy: &Proxy, via: Via, head: Head, responder: Responder, recv: Recv) {
     let routes = proxy.routes.borrow().clone();
     match head {
         Head::Tcp(dest) => tcp::serve(proxy, &routes, via, dest, responder, recv).await,
         Head::Request(head) => {
-            let mut record = Record::new(&proxy.metrics, via, &head);
+            let mut record = Record::new(&proxy.metrics, Came::Tunnel(via), &head);
             request(proxy, &routes, &mut record, head, responder, recv).await;
         }
     }
@@ -127,6 +138,8 @@ struct Granted<'a> {
     permit: Permit,
     leave: Leave,
     families: Option<&'a Arc<Families>>,
+    /// What the head says of certificates is the word of a peer who is believed, and stays.
+    keeps: bool,
     _place: Place<'a>,
 }
 
@@ -158,8 +171,14 @@ fn grant<'a>(
     let permit = if way.policy.is_open() {
         way.policy.admit(None, &head.method, path)
     } else {
-        let relayed = way.policy.believes(record.via.own_edge);
-        let caller = way.policy.identify(relayed.map_or(Relayed::Nothing, |form| relayed::read(&head.headers, form)));
+        let shown = match record.came {
+            Came::Guard(guarded) => guarded.shown.clone(),
+            Came::Tunnel(via) => {
+                let form = way.policy.believes(via.own_edge);
+                form.map_or(Relayed::Nothing, |form| relayed::read(&head.headers, form))
+            }
+        };
+        let caller = way.policy.identify(shown);
         record.caller.clone_from(&caller);
         way.policy.admit(caller, &head.method, path)
     };
@@ -175,10 +194,11 @@ fn grant<'a>(
         return Err(Code::Overloaded);
     };
     let families = routes.families.as_ref();
-    if let Some(families) = families {
+    let keeps = matches!(record.came, Came::Guard(guarded) if guarded.keeps_headers(permit.caller()));
+    if let Some(families) = families.filter(|_| !keeps) {
         families.strip(&mut head.headers);
     }
-    Ok(Granted { proxy, route, pattern, way, permit, leave: Leave::default(), families, _place: place })
+    Ok(Granted { proxy, route, pattern, way, permit, leave: Leave::default(), families, keeps, _place: place })
 }
 
 /// Not an `async fn`: that would hold head and stream a second time, beside those of whoever serves.

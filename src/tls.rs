@@ -3,6 +3,7 @@
 //! One crypto provider (aws-lc-rs), passed explicitly. Reads no file of its own accord but those it is told.
 
 pub mod callers;
+pub mod guard;
 pub mod issue;
 pub mod keyring;
 pub mod material;

@@ -3,11 +3,13 @@
 //! A stream goes through types: [`Pending`] (announced, nothing read), [`Incoming`] (head understood), then its
 //! [`Responder`] is consumed by the answer and leaves a [`stream::Send`]. Knows no rule and no service.
 
+pub mod direct;
 mod framed;
 pub mod http2;
 pub mod pulse;
 pub mod quic;
 pub mod stream;
+pub mod visiting;
 
 use std::{
     io,

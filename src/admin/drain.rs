@@ -10,9 +10,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 
 use super::{ConnectorView, of_type, text};
+use crate::shutdown::Tasks;
 
 /// Where it is.
 pub const PATH: &str = "/drain";
@@ -43,7 +44,13 @@ fn near(local: IpAddr, peer: IpAddr) -> bool {
     peer.is_loopback() || peer == local
 }
 
-pub(super) fn answer(view: &ConnectorView, request: &Request<Incoming>, near: bool) -> Response<Full<Bytes>> {
+pub(super) fn answer(
+    tasks: &Tasks,
+    grace: &watch::Receiver<Duration>,
+    request: &Request<Incoming>,
+    near: bool,
+    progress: impl FnOnce(u64) -> Progress,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::POST {
         let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only POST\n");
         refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
@@ -53,24 +60,25 @@ pub(super) fn answer(view: &ConnectorView, request: &Request<Incoming>, near: bo
     if !near || request.headers().contains_key(header::ORIGIN) {
         return text(StatusCode::FORBIDDEN, "only from this machine\n");
     }
-    if view.tasks.drained_at().is_none() {
+    if tasks.drained_at().is_none() {
         tracing::info!("draining: asked on the admin address");
     }
-    view.tasks.drain_and_stay();
-    let progress = view.progress();
+    tasks.drain_and_stay();
+    let spent = tasks.drained_at().map_or(Duration::ZERO, |began| began.elapsed());
+    let left = u64::try_from(grace.borrow().saturating_sub(spent).as_millis()).unwrap_or(u64::MAX);
+    let progress = progress(left);
     let body = serde_json::to_string(&progress).unwrap_or_default();
     of_type(StatusCode::OK, body, "application/json")
 }
 
 impl ConnectorView {
-    fn progress(&self) -> Progress {
-        let spent = self.tasks.drained_at().map_or(Duration::ZERO, |began| began.elapsed());
+    pub(super) fn progress(&self, grace_left_ms: u64) -> Progress {
         Progress {
             drained: *self.drained.borrow(),
             connections: self.status().connections.iter().flatten().count(),
             in_flight: u64::try_from(self.metrics.in_flight()).unwrap_or(0),
             cut: self.metrics.streams_cut(),
-            grace_left_ms: u64::try_from(self.grace.borrow().saturating_sub(spent).as_millis()).unwrap_or(u64::MAX),
+            grace_left_ms,
         }
     }
 }

@@ -88,7 +88,7 @@ pub(super) fn demo(once: bool, protocol: &str) -> Outcome {
     })
 }
 
-fn log_options(config: &Config) -> LogOptions {
+pub(super) fn log_options(config: &Config) -> LogOptions {
     let file = config.logfile.clone().or_else(|| {
         let directory = config.log_directory.as_ref()?;
         Some(PathBuf::from(directory).join("adit.log"))

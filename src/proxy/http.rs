@@ -201,8 +201,10 @@ fn to_service(
         // Replaced, not added: a visitor must not speak first under our name.
         headers.insert(name.clone(), value.clone());
     }
-    // Behind everything that a visitor can have removed by naming it in `Connection`.
-    way.policy.tell(&mut headers, permit);
+    if !granted.keeps {
+        // Behind everything that a visitor can have removed by naming it in `Connection`.
+        way.policy.tell(&mut headers, permit);
+    }
     if websocket {
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -376,7 +378,7 @@ mod tests {
             body: BodyLength::None,
         };
         let via = Via { connection: 0, transport: Transport::Quic, own_edge: false };
-        let mut record = Record::new(&proxy.metrics, via, &head);
+        let mut record = Record::new(&proxy.metrics, crate::proxy::Came::Tunnel(via), &head);
         let granted = grant(&proxy, &routes, &mut record, &mut head).unwrap();
         let host = granted.route.host_header.clone().unwrap();
         let request = to_service(head, host, RequestBody::Empty, &granted, false);

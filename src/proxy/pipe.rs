@@ -83,9 +83,10 @@ pub(super) async fn both(
             };
             match read {
                 Ok(0) => {
-                    send.finish();
+                    // An end that could not be said resets the stream.
+                    let told = send.end().await.is_ok();
                     moved();
-                    return true;
+                    return told;
                 }
                 Ok(n) => {
                     *down += n as u64;

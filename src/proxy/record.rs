@@ -1,11 +1,11 @@
 //! What is remembered of one request; its drop writes the access event and the metrics, however the request ended.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::SocketAddr};
 
 use ::http::{HeaderName, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
-use super::Via;
+use super::Came;
 use crate::{
     callers::{Denied, MaybeCaller},
     code::Code,
@@ -39,8 +39,9 @@ macro_rules! access_event {
             ms = $took.as_secs_f64() * 1000.0,
             sent = $record.sent,
             received = $record.received,
-            connection = u64::from($record.via.connection),
-            transport = $record.via.transport.as_str(),
+            connection = $record.connection(),
+            transport = $record.transport(),
+            guard = $record.guard(),
             ray = $record.ray.as_ref().and_then(|ray| ray.to_str().ok()).unwrap_or_default(),
             probe = $record.probe.then_some(true),
             code = $record.code.map_or("", Code::as_str),
@@ -57,7 +58,7 @@ pub(super) struct Record<'a> {
     rule_metrics: Option<RuleMetrics>,
     rule: i64,
     /// How it came.
-    pub(super) via: Via,
+    pub(super) came: Came<'a>,
     /// Who asks, if somebody was asked.
     pub(super) caller: MaybeCaller,
     started: Instant,
@@ -79,13 +80,16 @@ pub(super) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    pub(super) fn new(metrics: &'a Metrics, via: Via, head: &RequestHead) -> Self {
-        metrics.request_started();
+    pub(super) fn new(metrics: &'a Metrics, came: Came<'a>, head: &RequestHead) -> Self {
+        match came {
+            Came::Guard(guarded) => guarded.metrics.started(),
+            Came::Tunnel(_) => metrics.request_started(),
+        }
         Self {
             metrics,
             rule_metrics: None,
             rule: -1,
-            via,
+            came,
             caller: None,
             started: Instant::now(),
             method: head.method.clone(),
@@ -104,7 +108,9 @@ impl<'a> Record<'a> {
     }
 
     pub(super) fn matched(&mut self, rule: usize, metrics: &RuleMetrics) {
-        self.rule = i64::try_from(rule).unwrap_or(i64::MAX);
+        if let Came::Tunnel(_) = self.came {
+            self.rule = i64::try_from(rule).unwrap_or(i64::MAX);
+        }
         self.rule_metrics = Some(metrics.clone());
     }
 
@@ -112,7 +118,36 @@ impl<'a> Record<'a> {
     pub(super) fn refused(&mut self, code: Code) {
         self.status = code.status();
         self.code = Some(code);
-        self.metrics.refused(code);
+        self.count(code);
+    }
+
+    fn count(&self, code: Code) {
+        match self.came {
+            Came::Guard(guarded) => guarded.metrics.refused(code),
+            Came::Tunnel(_) => self.metrics.refused(code),
+        }
+    }
+
+    fn connection(&self) -> Option<u64> {
+        match self.came {
+            Came::Guard(_) => None,
+            Came::Tunnel(via) => Some(via.connection.into()),
+        }
+    }
+
+    fn transport(&self) -> &'static str {
+        match self.came {
+            Came::Guard(guarded) => guarded.over,
+            Came::Tunnel(via) => via.transport.as_str(),
+        }
+    }
+
+    /// Where the guard listens.
+    fn guard(&self) -> Option<tracing::field::DebugValue<SocketAddr>> {
+        match self.came {
+            Came::Guard(guarded) => Some(tracing::field::debug(guarded.listen)),
+            Came::Tunnel(_) => None,
+        }
     }
 
     /// Why, for the log alone: it may name internal addresses.
@@ -157,7 +192,7 @@ impl<'a> Record<'a> {
     pub(super) fn cut(&mut self, code: Code, cause: impl std::fmt::Display) {
         self.cut = true;
         self.code = Some(code);
-        self.metrics.refused(code);
+        self.count(code);
         self.because(cause);
     }
 }
@@ -165,9 +200,14 @@ impl<'a> Record<'a> {
 impl Drop for Record<'_> {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        self.metrics.request_ended();
-        self.metrics.answered(self.status);
-        self.metrics.bytes(self.received, self.sent);
+        match self.came {
+            Came::Guard(guarded) => guarded.metrics.ended(self.status, self.received, self.sent),
+            Came::Tunnel(_) => {
+                self.metrics.request_ended();
+                self.metrics.answered(self.status);
+                self.metrics.bytes(self.received, self.sent);
+            }
+        }
         if let Some(rule) = &self.rule_metrics {
             rule.ended(took);
         }

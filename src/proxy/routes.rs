@@ -14,7 +14,7 @@ use crate::{
         WarpRouting,
     },
     ingress::{Pattern, Table},
-    metrics::{Generation, Metrics, RuleMetrics},
+    metrics::{FIRST_GUARD, Generation, Metrics, RuleMetrics},
     origin::{
         Means, Origin,
         dial::{Dialer, limit},
@@ -132,7 +132,8 @@ pub struct Routes {
     /// Headers that speak of certificates, where visitors must not say them.
     pub(super) families: Option<Arc<Families>>,
     keyring: Arc<Keyring>,
-    _alive: Generation,
+    /// Guards have no part in it.
+    _alive: Option<Generation>,
 }
 
 impl Routes {
@@ -164,6 +165,7 @@ impl Routes {
         if !mistakes.is_empty() {
             return Err(mistakes.join("; "));
         }
+        let of_guard = rules.iter().any(|rule| rule.position >= FIRST_GUARD);
         Ok(Self {
             families: policies::families(&inner_hop, rules),
             table: Table::new(rows),
@@ -180,7 +182,7 @@ impl Routes {
             warp,
             inner_hop,
             keyring: ground.keyring.clone(),
-            _alive: ground.metrics.configuration.generation(),
+            _alive: (!of_guard).then(|| ground.metrics.configuration.generation()),
         })
     }
 

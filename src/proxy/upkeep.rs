@@ -53,6 +53,18 @@ fn http_services(routes: &Routes) -> impl Iterator<Item = &HttpServices> {
     })
 }
 
+/// Attends to a guard's only rule, which has no checks, in one generation after the other.
+pub async fn attend_to(mut published: watch::Receiver<Arc<Routes>>) {
+    loop {
+        let routes = published.borrow_and_update().clone();
+        tokio::select! {
+            () = attend(&routes) => {}
+            changed = published.changed() => if changed.is_err() { return },
+        }
+        http_services(&routes).for_each(HttpServices::retire);
+    }
+}
+
 /// Rules that let nobody pass are told once, not again with every change of something else.
 fn tell_closed(routes: &Routes, before: Option<&Routes>) {
     let told: HashSet<_> = before.into_iter().flat_map(Routes::closed).collect();

@@ -10,7 +10,10 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::framed::{Framed, poll_quic};
+use super::{
+    direct::{DirectRecv, DirectResponder, DirectSend},
+    framed::{Framed, poll_quic},
+};
 use crate::wire::{
     ResponseHead, connect, framing,
     headers::{self, META_CONNECTOR, META_ORIGIN, META_RATE_LIMITED, RESPONSE_HEADERS, RESPONSE_META},
@@ -32,6 +35,12 @@ pub enum StreamError {
     /// HTTP/2.
     #[error("{0}")]
     Http2(#[from] h2::Error),
+    /// A body that a visitor sends us himself.
+    #[error("{0}")]
+    Visitor(#[from] hyper::Error),
+    /// A visitor's own connection.
+    #[error("{0}")]
+    Io(#[from] io::Error),
     /// A body in frames that make no sense, or end too early.
     #[error("{0}")]
     Framing(#[from] framing::Error),
@@ -59,6 +68,7 @@ pub struct Recv {
 
 #[derive(Debug)]
 enum RecvInner {
+    Direct(DirectRecv),
     Quic(quinn::RecvStream),
     Framed(Box<Framed>),
     Ended,
@@ -86,12 +96,18 @@ impl Recv {
         Self { first: Bytes::new(), inner: RecvInner::Http2(stream) }
     }
 
+    /// The half of a visitor who came without a tunnel.
+    pub(super) fn direct(recv: DirectRecv) -> Self {
+        Self { first: Bytes::new(), inner: RecvInner::Direct(recv) }
+    }
+
     /// The next bytes, `None` at the end of the stream. Never empty. No copy.
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
         if !self.first.is_empty() {
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
         }
         match &mut self.inner {
+            RecvInner::Direct(direct) => direct.poll_chunk(cx),
             RecvInner::Quic(stream) => poll_quic(stream, cx),
             RecvInner::Framed(framed) => framed.poll_chunk(cx),
             RecvInner::Ended => Poll::Ready(None),
@@ -128,6 +144,7 @@ impl Recv {
     pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, StreamError> {
         let trailers = match &mut self.inner {
             RecvInner::Quic(_) | RecvInner::Ended => None,
+            RecvInner::Direct(direct) => direct.take_trailers(),
             RecvInner::Framed(framed) => framed.take_trailers(),
             RecvInner::Http2(stream) => std::future::poll_fn(|cx| stream.poll_trailers(cx)).await?,
         };
@@ -139,6 +156,7 @@ impl Recv {
         self.first.is_empty()
             && match &self.inner {
                 RecvInner::Quic(_) | RecvInner::Framed(_) => false,
+                RecvInner::Direct(direct) => direct.is_end(),
                 RecvInner::Ended => true,
                 RecvInner::Http2(stream) => stream.is_end_stream(),
             }
@@ -172,6 +190,7 @@ pub struct Send {
 
 #[derive(Debug)]
 enum SendInner {
+    Direct(DirectSend),
     Quic(quinn::SendStream),
     Http2(h2::SendStream<Bytes>),
 }
@@ -185,6 +204,11 @@ impl Send {
     /// The sending half of an HTTP/2 stream.
     pub fn http2(stream: h2::SendStream<Bytes>) -> Self {
         Self { inner: SendInner::Http2(stream), open: true, framed: false }
+    }
+
+    /// The sending half of a visitor who came without a tunnel.
+    pub(super) fn direct(send: DirectSend) -> Self {
+        Self { inner: SendInner::Direct(send), open: true, framed: false }
     }
 
     /// What is written from now on is a framed body; only over QUIC, after the head.
@@ -202,6 +226,12 @@ impl Send {
             return Err(StreamError::Closed);
         }
         match &mut self.inner {
+            SendInner::Direct(direct) => {
+                direct.write(bytes).await?;
+                if last {
+                    direct.end().await?;
+                }
+            }
             SendInner::Quic(stream) if self.framed => {
                 while !bytes.is_empty() {
                     let payload = bytes.split_to(bytes.len().min(framing::MAX_PAYLOAD));
@@ -244,6 +274,7 @@ impl Send {
         }
         if std::mem::take(&mut self.open) {
             match &mut self.inner {
+                SendInner::Direct(direct) => direct.finish(),
                 SendInner::Quic(stream) => {
                     let _ = stream.finish();
                 }
@@ -272,6 +303,7 @@ impl Send {
     pub async fn end_with(&mut self, trailers: HeaderMap) -> Result<(), StreamError> {
         let trailers = hop::clean_trailers(trailers);
         match &mut self.inner {
+            SendInner::Direct(direct) => direct.end_with(trailers).await?,
             SendInner::Quic(stream) if self.framed => {
                 write_chunks(stream, &mut [framing::end(&trailers)?]).await?;
                 self.framed = false;
@@ -290,6 +322,7 @@ impl Send {
     pub fn reset(&mut self) {
         if std::mem::take(&mut self.open) {
             match &mut self.inner {
+                SendInner::Direct(direct) => direct.reset(),
                 SendInner::Quic(stream) => {
                     let _ = stream.reset(CODE);
                 }
@@ -301,6 +334,7 @@ impl Send {
     /// Completes when the peer does not want more, or the connection is gone.
     pub async fn stopped(&mut self) {
         match &mut self.inner {
+            SendInner::Direct(direct) => direct.stopped().await,
             SendInner::Quic(stream) => {
                 let _ = stream.stopped().await;
             }
@@ -348,6 +382,8 @@ impl AsyncWrite for Send {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         }
         match &mut self.inner {
+            // What is written there is written with `write`.
+            SendInner::Direct(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
             SendInner::Quic(stream) => Pin::new(stream).poll_write(cx, buf).map_err(|e| StreamError::from(e).into()),
             SendInner::Http2(stream) => {
                 if buf.is_empty() {
@@ -379,6 +415,7 @@ pub struct Responder(ResponderInner);
 
 #[derive(Debug)]
 enum ResponderInner {
+    Direct(DirectResponder),
     Quic {
         send: Send,
         /// Whether the edge takes a framed body.
@@ -393,6 +430,11 @@ impl Responder {
         Self(ResponderInner::Quic { send: Send::quic(stream), may_frame })
     }
 
+    /// For a visitor who came without a tunnel.
+    pub(super) fn direct(direct: DirectResponder) -> Self {
+        Self(ResponderInner::Direct(direct))
+    }
+
     /// For a request over HTTP/2.
     pub fn http2(respond: h2::server::SendResponse<Bytes>) -> Self {
         Self(ResponderInner::Http2(respond))
@@ -401,6 +443,7 @@ impl Responder {
     /// Completes when nobody waits for the answer any more. Cancel-safe.
     pub async fn gone(&mut self) {
         match &mut self.0 {
+            ResponderInner::Direct(direct) => direct.gone().await,
             ResponderInner::Quic { send, .. } => send.stopped().await,
             ResponderInner::Http2(respond) => {
                 let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
@@ -423,6 +466,7 @@ impl Responder {
             }
         }
         match self.0 {
+            ResponderInner::Direct(direct) => direct.respond(head, end).await,
             ResponderInner::Quic { mut send, may_frame } => {
                 if may_frame && !end && head.can_have_trailers() {
                     send.write(connect::encode_framed_response(&head), false).await?;
@@ -449,6 +493,8 @@ impl Responder {
     /// When nobody listens any more.
     pub async fn connected(self) -> Result<Send, StreamError> {
         match self.0 {
+            // Bytes alone need no word in front.
+            ResponderInner::Direct(_) => Err(StreamError::Closed),
             ResponderInner::Quic { mut send, .. } => {
                 send.write(connect::encode_connected(), false).await?;
                 Ok(send)
@@ -463,6 +509,8 @@ impl Responder {
     /// Answers with a failure in the peer's own form (§3.6, §6.6): for TCP streams and what cannot be parsed.
     pub async fn fail(self, error: &str, rate_limited: bool) {
         match self.0 {
+            // Dropped, and so cut.
+            ResponderInner::Direct(_) => {}
             ResponderInner::Quic { mut send, .. } => {
                 let _ = send.write(connect::encode_failure(error, rate_limited), true).await;
             }
@@ -481,7 +529,7 @@ impl Responder {
     /// When nobody listens any more, and on QUIC, which has no such streams.
     pub fn bare(self, content_type: &'static str) -> Result<Send, StreamError> {
         match self.0 {
-            ResponderInner::Quic { .. } => Err(StreamError::Closed),
+            ResponderInner::Direct(_) | ResponderInner::Quic { .. } => Err(StreamError::Closed),
             ResponderInner::Http2(mut respond) => {
                 let mut response = http::Response::new(());
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

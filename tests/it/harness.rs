@@ -1,5 +1,6 @@
 //! An edge, a connector and whatever service a test wants, in the test's own runtime on loopback and free ports.
 
+pub(crate) mod guard;
 pub(crate) mod h2;
 pub(crate) mod load;
 pub(crate) mod log;

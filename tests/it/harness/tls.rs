@@ -1,16 +1,17 @@
 //! Visitors over TLS, and certificates for all who need some.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use adit::identity::Certificate;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, pem::PemObject},
 };
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client};
 
@@ -125,13 +126,13 @@ impl Ca {
         let now = OffsetDateTime::now_utc();
         let revoked = |serial: &u8| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&[*serial]),
-            revocation_time: now - Duration::hours(1),
+            revocation_time: now - time::Duration::hours(1),
             reason_code: None,
             invalidity_date: None,
         };
         let mut list = CertificateRevocationListParams {
-            this_update: now - Duration::hours(1),
-            next_update: now + Duration::hours(24),
+            this_update: now - time::Duration::hours(1),
+            next_update: now + time::Duration::hours(24),
             crl_number: SerialNumber::from_slice(&[1]),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),
@@ -154,5 +155,32 @@ impl Ca {
         change(&mut params);
         let certificate = params.signed_by(key, &self.issuer).unwrap().pem();
         Leaf { certificate, key: key.serialize_pem() }
+    }
+
+    /// A certificate for both ends of TLS with this SPIFFE ID, and these names.
+    pub(crate) fn workload(&self, id: &str, names: &[&str]) -> Leaf {
+        self.leaf_with(names, &KeyPair::generate().unwrap(), |params| {
+            params.subject_alt_names.push(SanType::URI(id.try_into().unwrap()));
+        })
+    }
+
+    /// The list of these certificates as revoked, PEM.
+    pub(crate) fn revoked(&self, leaves: &[&Leaf]) -> String {
+        let now = OffsetDateTime::now_utc();
+        let entry = |leaf: &&Leaf| RevokedCertParams {
+            serial_number: Certificate::parse(&leaf.chain()[0]).unwrap().serial.into(),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - Duration::from_secs(60),
+            next_update: now + Duration::from_secs(3600),
+            crl_number: 1_u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: leaves.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
