@@ -2,6 +2,7 @@
 //!
 //! Names of secrets stand here, never their content.
 
+mod allow;
 mod callers;
 mod demand;
 mod export;

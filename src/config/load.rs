@@ -237,13 +237,13 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
         file.defaults = file.defaults.patched(&patch);
     }
     let section = entries.iter().find(|entry| entry.key == "innerHop");
-    let section = section.map_or_else(Section::absent, |entry| Section::read(&mut reader, &entry.node));
+    let section = section.map_or_else(Section::absent, |entry| Section::read(&mut reader, &entry.node, entry.place));
     let mut scope = Scope::new(&section.inner_hop);
     for entry in entries {
         let Entry { place, key, node } = entry;
         match &**key {
             "originRequest" | "innerHop" => {}
-            "guard" => file.guards = guard::read(&mut reader, node, &file.defaults, &section.inner_hop),
+            "guard" => file.guards = guard::read(&mut reader, entry, &file.defaults, &section.inner_hop),
             "ingress" => file.ingress = rules::read(&mut reader, node, &file.defaults, &mut scope),
             "remoteConfig" => file.remote_config = remote_mode::read(&mut reader, node),
             "limits" => file.limits = Limits::read(&mut reader, node, key),

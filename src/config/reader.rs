@@ -177,10 +177,11 @@ impl Reader<'_> {
 
     /// Whether there is a value at all. In sections that decide what is let through, a key with nothing behind it is
     /// not one that was left out: somebody may have taken away the list that stood there.
-    pub(crate) fn filled(&mut self, node: &Node, path: &str) -> bool {
+    /// Nothing has no place of its own: `place` is its key's.
+    pub(crate) fn filled(&mut self, node: &Node, place: Place, path: &str) -> bool {
         let nothing = matches!(node.value, Value::Null);
         if nothing {
-            self.report.mistake(node.place, path, "there is nothing here; leave the key out or give it a value");
+            self.report.mistake(place, path, "there is nothing here; leave the key out or give it a value");
         }
         !nothing
     }

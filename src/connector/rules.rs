@@ -219,7 +219,7 @@ impl Rules {
                     tracing::warn!(
                         before,
                         mode,
-                        "remoteConfig keeps the edge's rules out: those of the file are in force"
+                        "the file keeps the edge's rules out (remoteConfig, innerHop): its own are in force"
                     );
                 }
                 self.put_in_force(of_file);

@@ -193,6 +193,12 @@ fn read_rules(shared: &Shared, tunnel: Uuid, file: &Path) -> Result<(Rules, bool
 /// A file in the connector's own format, as the JSON that is pushed (protocol.md §5.6): to adit, and to others.
 fn rules_to_json(name: &str, text: &str) -> Result<(Bytes, Bytes), String> {
     let loaded = config::parse_file(name, text, &config::Flags::default(), |_| None).map_err(|m| m.to_string())?;
+    // A connector takes it from nobody but its own file, so that here it would be a promise that nobody keeps.
+    if loaded.config.inner_hop.strips {
+        return Err(format!(
+            "{name}: `innerHop` and `guard` stand in the file of the connector, not in what it is pushed"
+        ));
+    }
     let ingress = loaded.config.ingress.ok_or_else(|| format!("{name}: no ingress rules"))?;
     let warp = &loaded.config.warp_routing;
     Ok((config::adit_push(&ingress, warp).into(), config::local_push(Some(&ingress), warp, &[]).into()))
@@ -295,5 +301,23 @@ fn raise(shared: &Arc<Shared>, tunnel: Uuid, pushed: i32, theirs: i32) {
     };
     for session in shared.registry.of(tunnel).iter() {
         push(shared, session, raised.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_that_no_connector_would_keep_is_not_pushed_without_it() {
+        let rule = "ingress: [ { service: 'http://localhost' } ]\n";
+        assert!(rules_to_json("f", rule).is_ok());
+        let guard = "guard: [ { listen: '0.0.0.0:1', certificate: /g, service: 'unix:/s', callers: { trustAnchors: [/c] } } ]\n";
+        for more in ["innerHop: {}\n", guard] {
+            let refused = rules_to_json("f", &format!("{more}{rule}")).unwrap_err();
+            assert!(refused.contains("stand in the file of the connector"), "{refused}");
+        }
+        let inline = rules_to_json("f", "ingress: [ { service: 'http://localhost', innerHop: {} } ]\n");
+        assert!(inline.is_err());
     }
 }

@@ -10,21 +10,27 @@ use crate::config::mistakes::Place;
 use crate::config::origin::{self, OriginOptions};
 use crate::config::reader::{Reader, join};
 use crate::config::service::Service;
-use crate::config::tree::{Node, Value};
+use crate::config::tree::{Entry, Node, Value};
 use crate::config::{Callers, Hop, IdentitySource, RelayedBy, SecretRef};
 use crate::identity::SpiffePattern;
 
 const KEYS: [&str; 5] = ["callers", "certificate", "listen", "originRequest", "service"];
 
 /// Reads the list. A guard that cannot be read is reported and left out.
-pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, defaults: &OriginOptions, inner_hop: &InnerHop) -> Vec<Guard> {
+pub(crate) fn read(
+    reader: &mut Reader<'_>,
+    section: &Entry,
+    defaults: &OriginOptions,
+    inner_hop: &InnerHop,
+) -> Vec<Guard> {
+    let node = &section.node;
     let lenient = std::mem::replace(&mut reader.lenient, false);
-    let items = if reader.filled(node, "guard") { reader.list(node, "guard") } else { None };
+    let items = if reader.filled(node, section.place, "guard") { reader.list(node, "guard") } else { None };
     let mut taken = BTreeSet::new();
     let mut guards = Vec::new();
     for (at, item) in items.unwrap_or_default().iter().enumerate() {
         let path = &format!("guard[{at}]");
-        if !reader.filled(item, path) {
+        if !reader.filled(item, item.place, path) {
             continue;
         }
         let Some(raw) = Raw::read(reader, item, path, lenient) else { continue };
@@ -71,7 +77,7 @@ impl Raw {
             let Some(key) = reader.known(entry, path, &KEYS) else { continue };
             let (path, node) = (&join(path, key), &entry.node);
             missing.remove(key);
-            if !reader.filled(node, path) {
+            if !reader.filled(node, entry.place, path) {
                 continue;
             }
             match key {
@@ -162,7 +168,7 @@ fn listen(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<SocketAddr
 /// A reference to a PEM bundle, or certificate and key apart.
 fn certificate(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<IdentitySource> {
     if matches!(node.value, Value::Map(_)) && !SecretRef::is_keyed(node) {
-        return identity(reader, node, path, false);
+        return identity(reader, (node, node.place), path, false);
     }
     SecretRef::read(reader, node, path).map(|certificate| IdentitySource { certificate, key: None })
 }
@@ -185,13 +191,13 @@ fn keep_headers_from(reader: &mut Reader<'_>, callers: &Node, path: &str) -> Opt
     let Value::Map(entries) = &callers.value else { return None };
     let entry = entries.iter().find(|entry| entry.key == "keepHeadersFrom")?;
     let path = &join(path, "keepHeadersFrom");
-    if !reader.filled(&entry.node, path) {
+    if !reader.filled(&entry.node, entry.place, path) {
         return None;
     }
     let items = reader.list(&entry.node, path)?.iter().enumerate();
     let ids = items.filter_map(|(at, item)| {
         let path = &format!("{path}[{at}]");
-        reader.filled(item, path).then(|| reader.parsed(item, path)).flatten()
+        reader.filled(item, item.place, path).then(|| reader.parsed(item, path)).flatten()
     });
     let ids: Vec<_> = ids.collect();
     (!ids.is_empty()).then_some((entry.place, ids))

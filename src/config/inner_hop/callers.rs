@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use http::{HeaderName, Method};
+use http::HeaderName;
 
-use super::{Allow, CallerHeaders, Callers, RelayedBy};
+use super::{Allow, CallerHeaders, Callers, RelayedBy, allow};
+use crate::config::SecretRef;
 use crate::config::mistakes::Place;
 use crate::config::reader::{Reader, join};
 use crate::config::service::Service;
 use crate::config::tree::{Node, Value};
-use crate::config::{NormalPath, SecretRef};
 
 /// What one `callers` says; what is absent is inherited.
 #[derive(Clone, Debug, Default)]
@@ -98,11 +98,11 @@ impl CallersPatch {
         for entry in reader.map(node, path).unwrap_or_default() {
             let Some(key) = reader.known(entry, path, known) else { continue };
             let (path, node) = (&join(path, key), &entry.node);
-            if key == GUARD_ONLY || !reader.filled(node, path) {
+            if key == GUARD_ONLY || !reader.filled(node, entry.place, path) {
                 continue;
             }
             match key {
-                "allow" => patch.allow = Some((node.place, allow(reader, node, path))),
+                "allow" => patch.allow = Some((node.place, allow::read(reader, node, path))),
                 "allowInvalidOrMissingCert" => patch.allow_invalid_or_missing = reader.boolean(node, path),
                 "allowlisted" => patch.allowlisted = Some(references(reader, node, path)),
                 "crls" => patch.crls = Some((entry.place, references(reader, node, path))),
@@ -159,10 +159,6 @@ impl CallersPatch {
             };
             let message = "`allow` needs `trustAnchors` or `allowlisted`: without them nobody is known";
             report.mistake(place, &path, message);
-        } else if !settled.knows_somebody() && !settled.allow_invalid_or_missing {
-            let message =
-                "neither `trustAnchors` nor `allowlisted`: no caller is valid, and every request is answered 403";
-            report.warning(self.place, &self.path, message);
         }
         // Both speak of chains, and chains end at an anchor.
         let of_chains = [("intermediates", &self.intermediates), ("crls", &self.crls)];
@@ -190,7 +186,7 @@ pub(super) fn references(reader: &mut Reader<'_>, node: &Node, path: &str) -> Ve
     let items = reader.list(node, path).unwrap_or_default().iter().enumerate();
     let references = items.map(|(at, item)| {
         let path = &format!("{path}[{at}]");
-        let read = if reader.filled(item, path) { SecretRef::read(reader, item, path) } else { None };
+        let read = if reader.filled(item, item.place, path) { SecretRef::read(reader, item, path) } else { None };
         read.unwrap_or_else(unreadable)
     });
     references.collect()
@@ -219,7 +215,7 @@ fn headers(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<Vec<Calle
     let mut forms = Vec::new();
     for (at, item) in items.iter().enumerate() {
         let path = &format!("{path}[{at}]");
-        if !reader.filled(item, path) {
+        if !reader.filled(item, item.place, path) {
             continue;
         }
         let Some(form) = reader.word(item, path, &FORMS, "x-client-cert, rfc9440 or xfcc; `none` stands alone") else {
@@ -289,82 +285,4 @@ fn prefix(reader: &mut Reader<'_>, node: &Node, path: &str) -> Option<String> {
     };
     reader.report.mistake(node.place, path, message);
     None
-}
-
-const ALLOW_KEYS: [&str; 6] = ["dns", "fingerprint", "id", "issuer", "methods", "paths"];
-
-fn allow(reader: &mut Reader<'_>, node: &Node, path: &str) -> Vec<Allow> {
-    let items = reader.list(node, path).unwrap_or_default();
-    items.iter().enumerate().map(|(at, item)| entry(reader, item, &format!("{path}[{at}]"))).collect()
-}
-
-fn entry(reader: &mut Reader<'_>, node: &Node, path: &str) -> Allow {
-    let mut allow = Allow::default();
-    if !reader.filled(node, path) {
-        return allow;
-    }
-    let before = reader.report.mistakes.len();
-    for entry in reader.map(node, path).unwrap_or_default() {
-        let Some(key) = reader.known(entry, path, &ALLOW_KEYS) else { continue };
-        let (path, node) = (&join(path, key), &entry.node);
-        if !reader.filled(node, path) {
-            continue;
-        }
-        match key {
-            "dns" => allow.dns = reader.parsed(node, path),
-            "fingerprint" => allow.fingerprint = reader.parsed(node, path),
-            "id" => allow.id = reader.parsed(node, path),
-            "issuer" => allow.issuer = reader.parsed(node, path),
-            "methods" => allow.methods = some(reader, node, path, method),
-            _ => allow.paths = some(reader, node, path, start),
-        }
-    }
-    if reader.report.mistakes.len() == before && allow == Allow::default() {
-        let message = format!("says nothing, so that it would allow everything; it has {}", ALLOW_KEYS.join(", "));
-        reader.report.mistake(node.place, path, message);
-    }
-    allow
-}
-
-/// The texts of a list that must say something: an empty one would never match.
-fn some<T>(
-    reader: &mut Reader<'_>,
-    node: &Node,
-    path: &str,
-    parse: fn(&str) -> Result<T, &'static str>,
-) -> Option<Vec<T>> {
-    let texts = reader.texts(node, path)?;
-    if texts.is_empty() {
-        reader.report.mistake(node.place, path, "an empty list matches nothing; leave the key out for all");
-    }
-    let places = match &node.value {
-        Value::List(items) => items.iter().map(|item| item.place).collect(),
-        _ => Vec::new(),
-    };
-    let parsed = texts.iter().zip(places).enumerate().filter_map(|(at, (text, place))| match parse(text) {
-        Ok(value) => Some(value),
-        Err(message) => {
-            reader.report.mistake(place, &format!("{path}[{at}]"), message);
-            None
-        }
-    });
-    Some(parsed.collect())
-}
-
-/// Methods are told apart by letter case (RFC 9110 section 9.1), so that `get` would never match.
-fn method(text: &str) -> Result<Method, &'static str> {
-    let method = Method::from_bytes(text.as_bytes()).map_err(|_| "is no method")?;
-    if text.bytes().any(|byte| byte.is_ascii_lowercase()) {
-        return Err("methods are told apart by letter case; they are written in capitals");
-    }
-    Ok(method)
-}
-
-/// A prefix of paths; one that is not in their normal form would never match.
-fn start(text: &str) -> Result<String, &'static str> {
-    if !NormalPath::is_prefix(text) {
-        return Err("is no beginning of a path in its normal form: a `/` first, escapes decoded, no `.`, `..`, `//`, \
-                    `;`, `\\`, `?`, `#` and `%`");
-    }
-    Ok(text.to_owned())
 }

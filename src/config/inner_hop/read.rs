@@ -62,18 +62,18 @@ impl HopPatch {
     /// Reads the keys of a hop; other ones of `known` are left to the caller. Nothing in here is ever lenient.
     fn read_with<'n>(
         reader: &mut Reader<'_>,
-        node: &'n Node,
+        (node, place): (&'n Node, Place),
         path: &str,
         known: &[&'static str],
         mut other: impl FnMut(&mut Reader<'_>, &'static str, &'n Node),
     ) -> Self {
         let mut patch = Self::default();
         let lenient = std::mem::replace(&mut reader.lenient, false);
-        let entries = if reader.filled(node, path) { reader.map(node, path) } else { None };
+        let entries = if reader.filled(node, place, path) { reader.map(node, path) } else { None };
         for entry in entries.unwrap_or_default() {
             let Some(key) = reader.known(entry, path, known) else { continue };
             let (path, node) = (&join(path, key), &entry.node);
-            if !reader.filled(node, path) {
+            if !reader.filled(node, entry.place, path) {
                 continue;
             }
             match key {
@@ -156,7 +156,7 @@ impl HopPatch {
 
 impl Inline {
     pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, place: Place, path: &str) -> Self {
-        let patch = HopPatch::read_with(reader, node, path, &HOP, |_, _, _| {});
+        let patch = HopPatch::read_with(reader, (node, place), path, &HOP, |_, _, _| {});
         Self { place, path: path.to_owned(), patch }
     }
 
@@ -180,11 +180,11 @@ impl Section {
         Self { inner_hop: InnerHop::default(), places: BTreeMap::new(), used: BTreeSet::new() }
     }
 
-    pub(crate) fn read(reader: &mut Reader<'_>, node: &Node) -> Self {
+    pub(crate) fn read(reader: &mut Reader<'_>, node: &Node, place: Place) -> Self {
         let mut section = Self::absent();
         let (mut identities, mut private, mut rules) = (None, None, None);
         let path = "innerHop";
-        let patch = HopPatch::read_with(reader, node, path, &TOP, |_, key, node| match key {
+        let patch = HopPatch::read_with(reader, (node, place), path, &TOP, |_, key, node| match key {
             "identities" => identities = Some(node),
             "privateNetwork" => private = Some(node),
             _ => rules = Some(node),
@@ -243,7 +243,7 @@ impl Section {
                 reader.report.mistake(entry.place, path, message);
             }
             // One that cannot be read is known all the same, so that its name is not reported where it stands.
-            let source = identity(reader, &entry.node, path, true);
+            let source = identity(reader, (&entry.node, entry.place), path, true);
             let source = source.unwrap_or_else(|| IdentitySource { certificate: unreadable(), key: None });
             self.inner_hop.identities.insert(entry.key.clone(), source);
             self.places.insert(entry.key.clone(), entry.place);
@@ -266,9 +266,14 @@ impl Section {
 }
 
 /// `{ certificate, key }`; with `issued`, a certificate from Vault would have its place here, too.
-pub(crate) fn identity(reader: &mut Reader<'_>, node: &Node, path: &str, issued: bool) -> Option<IdentitySource> {
+pub(crate) fn identity(
+    reader: &mut Reader<'_>,
+    (node, place): (&Node, Place),
+    path: &str,
+    issued: bool,
+) -> Option<IdentitySource> {
     const KEYS: [&str; 3] = ["certificate", "key", "vaultPki"];
-    if !reader.filled(node, path) {
+    if !reader.filled(node, place, path) {
         return None;
     }
     let known = if issued { &KEYS[..] } else { &KEYS[..2] };
@@ -277,7 +282,7 @@ pub(crate) fn identity(reader: &mut Reader<'_>, node: &Node, path: &str, issued:
     for entry in reader.map(node, path)? {
         let Some(name) = reader.known(entry, path, known) else { continue };
         let (path, node) = (&join(path, name), &entry.node);
-        if !reader.filled(node, path) {
+        if !reader.filled(node, entry.place, path) {
             continue;
         }
         match name {
@@ -298,7 +303,7 @@ fn expect(reader: &mut Reader<'_>, node: &Node, path: &str) -> Vec<Expect> {
     let items = reader.list(node, path).unwrap_or_default().iter().enumerate();
     let expected = items.filter_map(|(at, item)| {
         let path = &format!("{path}[{at}]");
-        reader.filled(item, path).then(|| reader.parsed(item, path)).flatten()
+        reader.filled(item, item.place, path).then(|| reader.parsed(item, path)).flatten()
     });
     expected.collect()
 }
@@ -311,13 +316,14 @@ fn entry(
     top: &Hop,
     inner_hop: &InnerHop,
 ) -> (HopEntry, Option<String>) {
-    let (mut hostname, mut services) = (None, Vec::new());
-    let patch = HopPatch::read_with(reader, node, path, &ENTRY, |reader, key, node| {
+    let (mut hostname, mut services, mut at) = (None, Vec::new(), None);
+    let patch = HopPatch::read_with(reader, (node, node.place), path, &ENTRY, |reader, key, node| {
         let path = &join(path, key);
         let Some(text) = reader.text(node, path) else { return };
         let outcome = if key == "hostname" {
             Hostname::parse(&text).map(|parsed| hostname = parsed).map_err(|error| error.to_string())
         } else {
+            at = Some(node.place);
             ServicePattern::parse(&text).map(|pattern| services.push(pattern)).map_err(|error| error.to_string())
         };
         if let Err(message) = outcome {
@@ -325,7 +331,11 @@ fn entry(
         }
     });
     let hop = patch.over(top, &inner_hop.identities, reader, path);
-    if let Some(pattern) = services.first() {
+    if let Some((place, pattern)) = at.zip(services.first()) {
+        if !pattern.like().has_hop() {
+            let message = format!("has no effect on {pattern}, which adit answers itself");
+            reader.report.mistake(place, &join(path, "service"), message);
+        }
         patch.check_effect(pattern.like(), false, reader.report, path);
     }
     if let Some((place, MutualTls::Passthrough)) = patch.mutual_tls

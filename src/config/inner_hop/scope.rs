@@ -54,6 +54,13 @@ impl<'a> Scope<'a> {
             None => self.of_entries(reader, rule, at),
         };
         let hops = self.opened(&rule.service, hops);
+        let callers = |hop: &Arc<Hop>| hop.callers.clone();
+        if hops.each().filter_map(callers).any(|callers| !callers.knows_somebody() && !callers.allow_invalid_or_missing)
+        {
+            let message = "neither `trustAnchors` nor `allowlisted` among its `callers`: nobody is valid, and requests are \
+                           answered 403";
+            reader.report.warning(at.place, at.path, message);
+        }
         let mut told = BTreeSet::new();
         for hop in hops.each() {
             let services = rule.services().map(|(service, _)| service);
@@ -74,7 +81,13 @@ impl<'a> Scope<'a> {
         let hop = Arc::new(inline.over(inherited, self.local, reader));
         inline.check_effect(&rule.service, rule.origin.no_tls_verify, reader.report);
         self.used.extend(inline.presents().map(str::to_owned));
-        let services = rule.services().map(|(service, _)| ServicePattern::exact(service)).collect();
+        let services: Vec<_> = rule.services().map(|(service, _)| ServicePattern::exact(service)).collect();
+        // Pushed rules have paths of their own, so that of two rules which differ by path only one can speak for both.
+        let first = self.inline.iter().find(|before| before.hostname == rule.hostname && before.services == services);
+        if first.is_some_and(|first| first.hop != hop) {
+            let message = "of an earlier rule holds for this host and service once the edge pushes rules";
+            reader.report.warning(inline.place, &inline.path, format!("the `innerHop` {message}"));
+        }
         self.inline.push(HopEntry { hostname: rule.hostname.clone(), services, hop: hop.clone() });
         hop
     }
