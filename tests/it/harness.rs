@@ -1,6 +1,7 @@
 //! An edge, a connector and whatever service a test wants, in the test's own runtime on loopback and free ports.
 
 pub(crate) mod h2;
+pub(crate) mod hop;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod measured;
