@@ -102,6 +102,7 @@ impl Families {
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -168,5 +169,30 @@ mod tests {
         Families::default().strip(&mut headers);
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["cookie"]);
         assert_eq!(headers.get_all("cookie").iter().count(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn no_spelling_of_a_family_slips_through(
+            family in proptest::sample::select([PREFIXES, NAMES].concat()),
+            more in "[a-z0-9-]{0,12}",
+            upper in proptest::collection::vec(any::<bool>(), 64),
+            signs in proptest::collection::vec(proptest::sample::select(b"-_.!#$%&'*+^`|~".to_vec()), 64),
+        ) {
+            let more = if NAMES.contains(&family) { "" } else { &more };
+            let spelled: Vec<u8> = format!("{family}{more}")
+                .bytes()
+                .zip(upper.iter().zip(signs))
+                .map(|(byte, (upper, sign))| match byte {
+                    b'-' => sign,
+                    byte if *upper => byte.to_ascii_uppercase(),
+                    byte => byte,
+                })
+                .collect();
+            let mut headers = HeaderMap::new();
+            headers.append(HeaderName::from_bytes(&spelled).unwrap(), HeaderValue::from_static("spoofed"));
+            Families::default().strip(&mut headers);
+            prop_assert!(headers.is_empty(), "{:?}", String::from_utf8(spelled));
+        }
     }
 }

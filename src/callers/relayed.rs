@@ -145,6 +145,7 @@ fn percent_decoded(text: &str) -> Read<Cow<'_, [u8]>> {
 #[cfg(test)]
 mod tests {
     use http::HeaderName;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::identity::Digest;
@@ -296,6 +297,44 @@ mod tests {
             &format!("Cert=\"{LEAF}\"{}", ";URI=a".repeat(300)),
         ] {
             assert_eq!(xfcc(&[wrong]), Relayed::Malformed, "{wrong}");
+        }
+    }
+
+    fn ders() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..600), 1..9)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_however_the_chain_is_cut_into_lines(
+            ders in ders(), cuts in proptest::collection::vec(any::<bool>(), 8), space in "[ \t]{0,2}",
+        ) {
+            let mut headers = HeaderMap::new();
+            let item = |der: &Vec<u8>| format!("{space}:{}:{space}", BASE64.encode(der));
+            headers.insert("client-cert", item(&ders[0]).try_into().unwrap());
+            let mut line = String::new();
+            for (der, cut) in ders[1..].iter().zip(cuts) {
+                if cut && !line.is_empty() {
+                    headers.append("client-cert-chain", std::mem::take(&mut line).try_into().unwrap());
+                }
+                line.push_str(if line.is_empty() { "" } else { "," });
+                line.push_str(&item(der));
+            }
+            headers.append("client-cert-chain", line.try_into().unwrap());
+            headers.insert("cf-client-cert-der-base64", BASE64.encode(&ders[0]).try_into().unwrap());
+            let chain: Vec<_> = ders[1..].iter().map(Vec::as_slice).collect();
+            prop_assert_eq!(read(&headers, RelayedBy::Rfc9440), shown(&ders[0], &chain));
+            prop_assert_eq!(read(&headers, RelayedBy::Cloudflare), shown(&ders[0], &[]));
+        }
+
+        #[test]
+        fn any_text_is_read_in_one_of_three_ways_and_the_same_each_time(text in "[\\x20-\\x7e]{0,300}") {
+            for name in ["client-cert", "client-cert-chain", "cf-client-cert-der-base64", "x-forwarded-client-cert"] {
+                let headers = headers(&[(name, &text)]);
+                for form in [RelayedBy::Rfc9440, RelayedBy::Cloudflare, RelayedBy::Xfcc] {
+                    prop_assert_eq!(read(&headers, form), read(&headers, form));
+                }
+            }
         }
     }
 }
