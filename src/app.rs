@@ -147,7 +147,7 @@ impl ConnectorApp {
         });
         let (grace, local_rules) = (live.grace.subscribe(), live.local_rules.subscribe());
         let inbox = rules.start(&tasks);
-        let (keyring, guards_grace) = (keys.keyring(), live.grace.subscribe());
+        let (keyring, guards_grace, of_file) = (keys.keyring(), live.grace.subscribe(), live.guards.subscribe());
         let (ready, loaded) = oneshot::channel();
         let (started_, metrics_, rules) = (config.clone(), metrics.clone(), inbox.reloads.clone());
         let ready = Some(ready);
@@ -184,7 +184,7 @@ impl ConnectorApp {
         tracing::info!(tunnel = %known.tunnel, "the token is loaded");
         let guarding = async {
             match guards {
-                Some(guards) => guards.run(keyring, guards_grace, tasks.clone()).await,
+                Some(guards) => guards.run(of_file, keyring, guards_grace, tasks.clone()).await,
                 None => Ok(()),
             }
         };

@@ -213,7 +213,8 @@ impl Guards {
         GuardsHandle { shared: self.shared.clone(), listeners }
     }
 
-    /// Begins to accept with what is in the keyring, and follows it. Ends when `tasks` drain and every caller has got
+    /// Begins to accept with what is in the keyring, and follows it and the guards of the file, as far as they listen
+    /// where they did. Ends when `tasks` drain and every caller has got
     /// what he had asked for, or the grace period, which counts from the beginning of the drain, is over.
     ///
     /// # Errors
@@ -221,6 +222,7 @@ impl Guards {
     /// When a guard cannot serve with what is configured.
     pub async fn run(
         self,
+        guards: watch::Receiver<Vec<config::Guard>>,
         keyring: watch::Receiver<Arc<Keyring>>,
         grace: watch::Receiver<Duration>,
         tasks: Tasks,
@@ -228,7 +230,7 @@ impl Guards {
         let Self { shared, listeners, unready } = self;
         let _end = End(shared.tasks.clone());
         for listener in listeners {
-            listener.serve(&shared, keyring.clone())?;
+            listener.serve(&shared, guards.clone(), keyring.clone())?;
         }
         tasks.draining().cancelled().await;
         let began = tasks.drained_at().unwrap_or_else(Instant::now);

@@ -118,6 +118,7 @@ impl GuardApp {
         let (ready, loaded) = oneshot::channel();
         let connector = Uuid::nil();
         let live = Live::new(&config, connector)?;
+        let of_file = live.guards.subscribe();
         let reload = Reload {
             reloading: None,
             started: config,
@@ -142,7 +143,7 @@ impl GuardApp {
         if ready {
             started.send_replace(true);
             super::notify::started();
-            guards.run(keyring, grace, tasks.clone()).await?;
+            guards.run(of_file, keyring, grace, tasks.clone()).await?;
         }
         drained.send_replace(true);
         leaving.cancelled().await;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::keys::Keys;
 use crate::{
-    config::{Config, Loaded, Mistakes, Source, Warning, local_push},
+    config::{Config, Guard, Loaded, Mistakes, Source, Warning, local_push},
     connector::rules,
     follow::Followed,
     metrics::{Metrics, Outcome},
@@ -41,6 +41,7 @@ pub(super) struct Live {
     pub(super) tags: watch::Sender<Tags>,
     pub(super) grace: watch::Sender<Duration>,
     pub(super) local_rules: watch::Sender<Option<Arc<str>>>,
+    pub(super) guards: watch::Sender<Vec<Guard>>,
 }
 
 impl Live {
@@ -49,6 +50,7 @@ impl Live {
             tags: watch::Sender::new(tags(config, connector)?),
             grace: watch::Sender::new(config.grace_period),
             local_rules: watch::Sender::new(Some(told_to_edge(config))),
+            guards: watch::Sender::new(config.guards.clone()),
         })
     }
 }
@@ -239,6 +241,11 @@ impl Reload {
         }
         self.live.tags.send_replace(tags);
         self.live.grace.send_replace(new.grace_period);
+        self.live.guards.send_if_modified(|guards| {
+            let changed = *guards != new.guards;
+            guards.clone_from(&new.guards);
+            changed
+        });
         let told = told_to_edge(new);
         self.live.local_rules.send_if_modified(|before| {
             let changed = before.as_ref() != Some(&told);

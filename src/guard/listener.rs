@@ -12,7 +12,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{Error, Shared, requests, secrets::Secrets, streams};
 use crate::{
     callers::Relayed,
-    config::{Guard, Service},
+    config::Guard,
     identity::SpiffePattern,
     metrics::guard::{GuardMetrics, Handshake},
     places::Place,
@@ -39,10 +39,7 @@ pub(super) struct Post {
     /// The guard's one rule, of the newest generation.
     pub(super) proxy: Proxy,
     pub(super) listen: SocketAddr,
-    pub(super) keep_headers_from: Vec<SpiffePattern>,
-    /// `None`: the guard's certificate cannot be used, and it answers with an alert.
     tls: watch::Receiver<Tls>,
-    is_stream: bool,
 }
 
 /// The TLS of one generation.
@@ -53,6 +50,10 @@ pub(super) struct Tls {
     pub(super) identity: Option<Arc<crate::tls::keyring::Identity>>,
     /// Shown when there is none, or none in time.
     pub(super) nobody: Arc<ServerConfig>,
+    /// Whether what is said inside are bytes, and not requests.
+    pub(super) is_stream: bool,
+    /// Peers whose headers of certificates pass unchanged.
+    pub(super) keep_headers_from: Arc<[SpiffePattern]>,
 }
 
 /// A caller on his own connection.
@@ -72,10 +73,14 @@ impl Listener {
     /// # Errors
     ///
     /// When the service or its TLS cannot be made ready.
-    pub(super) fn serve(self, shared: &Arc<Shared>, keyring: watch::Receiver<Arc<Keyring>>) -> Result<(), Error> {
+    pub(super) fn serve(
+        self,
+        shared: &Arc<Shared>,
+        guards: watch::Receiver<Vec<Guard>>,
+        keyring: watch::Receiver<Arc<Keyring>>,
+    ) -> Result<(), Error> {
         let Self { number, guard, socket } = self;
-        let is_stream = matches!(guard.service, Service::Tcp { .. });
-        let (mut secrets, routes, tls) = Secrets::new(shared, number, &guard, keyring)?;
+        let (mut secrets, routes, tls) = Secrets::new(shared, number, &guard, guards, keyring)?;
         let post = Arc::new(Post {
             shared: shared.clone(),
             metrics: shared.metrics.guards.of(number),
@@ -88,9 +93,7 @@ impl Listener {
                 draining: shared.closing.clone(),
             },
             listen: guard.listen,
-            keep_headers_from: guard.keep_headers_from,
             tls,
-            is_stream,
         });
         shared.tasks.attend(async move { secrets.follow().await });
         shared.tasks.attend(crate::proxy::attend_to(routes));
@@ -129,10 +132,9 @@ fn admit(post: &Arc<Post>, tcp: TcpStream, peer: SocketAddr) {
     let post_ = post.clone();
     post.shared.tasks.spawn(async move {
         let _ = tcp.set_nodelay(true);
-        let Some(tls) = shake_hands(&post_, tcp, peer).await else { return };
+        let Some((tls, is_stream)) = shake_hands(&post_, tcp, peer).await else { return };
         let shown = shown(&tls);
         let counted = post_.metrics.connection();
-        let is_stream = post_.is_stream;
         let visit = Arc::new(Visit { post: post_, peer, shown, _place: place, _counted: counted });
         if is_stream {
             streams::serve(&visit, tls).await;
@@ -143,8 +145,8 @@ fn admit(post: &Arc<Post>, tcp: TcpStream, peer: SocketAddr) {
 }
 
 /// `None`: why is counted, and told to those who want to know.
-async fn shake_hands(post: &Post, tcp: TcpStream, peer: SocketAddr) -> Option<TlsStream<TcpStream>> {
-    let (config, usable) = post.tls.borrow().now();
+async fn shake_hands(post: &Post, tcp: TcpStream, peer: SocketAddr) -> Option<(TlsStream<TcpStream>, bool)> {
+    let (config, usable, is_stream) = post.tls.borrow().now();
     let handshake = tokio::time::timeout(post.shared.limits.tls_time, TlsAcceptor::from(config).accept(tcp)).await;
     let (outcome, tls) = match handshake {
         _ if !usable => (Handshake::Unusable, None),
@@ -156,15 +158,21 @@ async fn shake_hands(post: &Post, tcp: TcpStream, peer: SocketAddr) -> Option<Tl
         Err(_) => (Handshake::TimedOut, None),
     };
     post.metrics.handshake(outcome);
-    tls
+    tls.map(|tls| (tls, is_stream))
+}
+
+impl Post {
+    pub(super) fn keep_headers_from(&self) -> Arc<[SpiffePattern]> {
+        self.tls.borrow().keep_headers_from.clone()
+    }
 }
 
 impl Tls {
-    /// What is shown at this moment, and whether that is a certificate.
-    fn now(&self) -> (Arc<ServerConfig>, bool) {
+    /// What is shown at this moment, whether that is a certificate, and whether bytes follow.
+    fn now(&self) -> (Arc<ServerConfig>, bool, bool) {
         let usable =
             self.identity.as_ref().is_some_and(|identity| identity.check(std::time::SystemTime::now()).is_ok());
-        (if usable { &self.config } else { &self.nobody }.clone(), usable)
+        (if usable { &self.config } else { &self.nobody }.clone(), usable, self.is_stream)
     }
 }
 

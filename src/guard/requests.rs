@@ -89,10 +89,11 @@ fn begin(
     tasks.spawn(async move {
         let _busy = busy;
         let post = &visit.post;
+        let keep_headers_from = post.keep_headers_from();
         let guarded = Guarded {
             listen: post.listen,
             shown: &visit.shown,
-            keep_headers_from: &post.keep_headers_from,
+            keep_headers_from: &keep_headers_from,
             metrics: &post.metrics,
             over: if over_h2 { "h2" } else { "http/1.1" },
         };

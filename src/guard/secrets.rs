@@ -1,4 +1,5 @@
-//! What a guard proves and whom it trusts, of the newest generation: its rule and its TLS are made anew with each.
+//! What a guard proves, whom it trusts and where it leads, of the newest generation of secrets and configuration: its rule
+//! and its TLS are made anew with each.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{Error, Shared, listener::Tls};
 use crate::{
-    config::{Forwarded, Guard, Hop, Hops, Ingress, InnerHop, Limits, MutualTls, Rule, Service, WarpRouting},
+    config::{Forwarded, Guard, Hop, Hops, Ingress, InnerHop, Limits, Rule, Service, WarpRouting},
     metrics::FIRST_GUARD,
     proxy::{Routes, Sources},
     tls::{
@@ -19,8 +20,9 @@ use crate::{
 /// Follows the keyring for one guard.
 pub(super) struct Secrets {
     shared: Arc<Shared>,
+    number: usize,
     guard: Guard,
-    sources: Sources,
+    guards: watch::Receiver<Vec<Guard>>,
     keyring: watch::Receiver<Arc<Keyring>>,
     routes: watch::Sender<Arc<Routes>>,
     tls: watch::Sender<Tls>,
@@ -38,12 +40,13 @@ impl Secrets {
         shared: &Arc<Shared>,
         number: usize,
         guard: &Guard,
+        guards: watch::Receiver<Vec<Guard>>,
         mut keyring: watch::Receiver<Arc<Keyring>>,
     ) -> Result<(Self, watch::Receiver<Arc<Routes>>, watch::Receiver<Tls>), Error> {
         let sources = sources(number, guard);
         let newest = keyring.borrow_and_update().clone();
         let service = |error| Error::Service(guard.listen, error);
-        let made = Routes::new(sources.clone(), &shared.ground(&newest)).map_err(service)?;
+        let made = Routes::new(sources, &shared.ground(&newest)).map_err(service)?;
         let (routes, published) = watch::channel(Arc::new(made));
         let identity = newest.identity(&guard.certificate);
         let complaint = identity.as_ref().err().map(ToString::to_string);
@@ -52,33 +55,57 @@ impl Secrets {
         }
         let first = tls_of(guard, identity.ok(), &published).map_err(|error| Error::Tls(guard.listen, error))?;
         let (tls, shown) = watch::channel(first);
-        let new = Self { shared: shared.clone(), guard: guard.clone(), sources, keyring, routes, tls, complaint };
+        let (shared, guard) = (shared.clone(), guard.clone());
+        let new = Self { shared, number, guard, guards, keyring, routes, tls, complaint };
         Ok((new, published, shown))
     }
 
     /// Takes over each generation, until nobody publishes any more.
     pub(super) async fn follow(&mut self) {
-        while self.keyring.changed().await.is_ok() {
+        loop {
+            // Both are there to the end of the process.
+            let changed = tokio::select! {
+                changed = self.keyring.changed() => changed,
+                changed = self.guards.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
             let newest = self.keyring.borrow_and_update().clone();
-            let (sources, ground) = (self.sources.clone(), self.shared.ground(&newest));
+            let guard = self.newest_guard();
+            // A changed configuration and its secrets come one after the other.
+            if !newest.is_for(&guard.certificate, &guard.callers) {
+                continue;
+            }
+            let (sources, ground) = (sources(self.number, &guard), self.shared.ground(&newest));
             // The system's roots are files.
             let made = tokio::task::spawn_blocking(move || Routes::new(sources, &ground)).await;
+            let listen = guard.listen;
             match made {
                 Ok(Ok(routes)) => {
                     self.routes.send_replace(Arc::new(routes));
+                    self.prove(&newest, guard);
                 }
-                Ok(Err(error)) => {
-                    tracing::error!(guard = %self.guard.listen, %error, "the guard's service is as before")
-                }
-                Err(error) => tracing::error!(guard = %self.guard.listen, %error, "making a guard's service failed"),
+                Ok(Err(error)) => tracing::error!(guard = %listen, %error, "the guard stays as it was"),
+                Err(error) => tracing::error!(guard = %listen, %error, "making a guard anew failed"),
             }
-            self.prove(&newest);
         }
     }
 
+    /// What the file says of this guard: its address never changes.
+    fn newest_guard(&mut self) -> Guard {
+        let guards = self.guards.borrow_and_update();
+        let same = |guard: &&Guard| guard.listen == self.guard.listen;
+        let guard = guards.get(self.number).filter(same).or_else(|| guards.iter().find(same));
+        guard.unwrap_or(&self.guard).clone()
+    }
+
     /// An identity that stays the same keeps its sessions; one that cannot be used any more is not shown any more.
-    fn prove(&mut self, newest: &Keyring) {
-        let identity = newest.identity(&self.guard.certificate);
+    fn prove(&mut self, newest: &Keyring, guard: Guard) {
+        let identity = newest.identity(&guard.certificate);
+        let same_terms =
+            speaks_tcp(&guard) == speaks_tcp(&self.guard) && guard.keep_headers_from == self.guard.keep_headers_from;
+        self.guard = guard;
         let complaint = identity.as_ref().err().map(ToString::to_string);
         if complaint != self.complaint {
             if let Some(complaint) = &complaint {
@@ -92,7 +119,7 @@ impl Secrets {
             (None, None) => true,
             _ => false,
         };
-        if same {
+        if same && same_terms {
             return;
         }
         match tls_of(&self.guard, identity, &self.routes.subscribe()) {
@@ -109,11 +136,20 @@ fn tls_of(
     identity: Option<Arc<Identity>>,
     routes: &watch::Receiver<Arc<Routes>>,
 ) -> Result<Tls, tls::Error> {
-    let config = |identity: Option<&Identity>| match guard.service {
-        Service::Tcp { .. } => tls::guard::for_streams(identity, Arc::new(Door(routes.clone()))),
-        _ => tls::guard::for_requests(identity),
+    let is_stream = speaks_tcp(guard);
+    let config = |identity: Option<&Identity>| {
+        if is_stream {
+            tls::guard::for_streams(identity, Arc::new(Door(routes.clone())))
+        } else {
+            tls::guard::for_requests(identity)
+        }
     };
-    Ok(Tls { config: config(identity.as_deref())?, nobody: config(None)?, identity })
+    let keep_headers_from = guard.keep_headers_from.as_slice().into();
+    Ok(Tls { config: config(identity.as_deref())?, nobody: config(None)?, identity, is_stream, keep_headers_from })
+}
+
+fn speaks_tcp(guard: &Guard) -> bool {
+    matches!(guard.service, Service::Tcp { .. })
 }
 
 /// Admits to streams by the newest generation.
@@ -132,9 +168,7 @@ impl Doorkeeper for Door {
 
 /// A guard's service as the one rule of a table.
 fn sources(number: usize, guard: &Guard) -> Sources {
-    // Its own hop to loopback or a unix socket is exempt in every mode.
-    let mode = if guard.hop.mode == MutualTls::Always { MutualTls::Remote } else { guard.hop.mode };
-    let hop = Hop { mode, callers: Some(guard.callers.clone()), ..Hop::clone(&guard.hop) };
+    let hop = Hop { callers: Some(guard.callers.clone()), ..Hop::clone(&guard.hop) };
     let rule = Rule {
         hostname: None,
         path: None,

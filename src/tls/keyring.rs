@@ -166,6 +166,11 @@ impl Keyring {
         of(self.caller_trust.get(&sources_of(callers)))
     }
 
+    /// Whether it was made for a configuration with these secrets, usable or not.
+    pub fn is_for(&self, identity: &IdentitySource, callers: &Callers) -> bool {
+        self.identities.contains_key(identity) && self.caller_trust.contains_key(&sources_of(callers))
+    }
+
     /// Everything in it, as of this time.
     pub fn shown(&self, now: SystemTime) -> Vec<Shown> {
         let now = seconds(now);

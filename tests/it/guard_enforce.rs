@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use adit::config::{Allow, Callers, Service};
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -10,6 +11,7 @@ use crate::harness::{
     guard::{GuardLab, ID, NAME, peer_with},
     in_time, mirror,
     peer::{Peer, scripted},
+    tls::Ca,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: guard.test\r\n\r\n";
@@ -147,20 +149,52 @@ async fn a_renewed_certificate_of_the_guard_is_shown_at_once_and_old_connections
 }
 
 #[tokio::test]
-async fn trust_that_cannot_be_used_lets_nobody_in() {
+async fn trust_whose_file_breaks_stays_and_a_guard_without_a_valid_certificate_lets_nobody_in() {
     in_time(async {
-        let lab = GuardLab::with(format!("http://{}", mirror().await), "", |_| {}).await;
-        // What was good stays in force when the file breaks.
+        let lab = GuardLab::start(format!("http://{}", mirror().await), "").await;
         lab.write("ca.pem", "nonsense");
         lab.reload();
         assert_eq!(lab.get(Some(&lab.a)).await.status, 200);
-        lab.forget();
-        eventually("nobody is let in", async || {
-            // Without a certificate of its own the guard answers with an alert.
-            lab.tls(&lab.peer(Some(&lab.a), &[])).await.is_err()
+        let expired = |ca: &Ca| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            ca.leaf_with(&[NAME], &key, |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))
+        };
+        let lab = GuardLab::proving(expired, format!("http://{}", mirror().await), "", |_| {}).await;
+        let refused = lab.tls(&lab.peer(Some(&lab.a), &[])).await.unwrap_err();
+        assert!(refused.to_string().contains("alert"), "{refused}");
+        eventually("it is counted", async || {
+            lab.counted("adit_guard_handshakes_total{guard=\"0\",outcome=\"unusable\"}") == 1
         })
         .await;
-        assert!(lab.counted("adit_guard_handshakes_total{guard=\"0\",outcome=\"unusable\"}") > 0);
+        // And recovers by itself.
+        let own = lab.ca.workload(ID, &[NAME]);
+        lab.write("guard.pem", &(own.certificate + &own.key));
+        lab.reload();
+        eventually("it shows the new one", async || lab.tls(&lab.peer(Some(&lab.a), &[])).await.is_ok()).await;
+        assert_eq!(lab.get(Some(&lab.a)).await.status, 200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_changed_list_of_the_file_is_in_force_at_once_for_whoever_is_connected() {
+    in_time(async {
+        let lab = GuardLab::start(format!("http://{}", mirror().await), "").await;
+        let mut kept = lab.visit(Some(&lab.a)).await;
+        kept.send(GET).await;
+        assert_eq!(kept.answer().await.status, 200);
+        let other = mirror().await;
+        lab.reconfigure(|guard| {
+            let allow = Some(vec![Allow { methods: Some(vec![http::Method::GET]), ..Allow::default() }]);
+            guard.callers = Callers { allow, ..Callers::clone(&guard.callers) }.into();
+            guard.service = Service::Http { tls: false, h2c: false, host: "127.0.0.1".into(), port: other.port() };
+        });
+        let line = "PUT /";
+        eventually("the list is in force", async || lab.send(Some(&lab.a), line, "").await.status == 403).await;
+        kept.send(GET).await;
+        assert_eq!(kept.answer().await.status, 200);
+        kept.send(GET.replace("GET", "PUT")).await;
+        assert_eq!(kept.answer().await.code(), Some("caller-not-allowed"));
     })
     .await;
 }

@@ -40,7 +40,8 @@ pub(crate) struct GuardLab {
     pub(crate) metrics: Arc<Metrics>,
     /// Draining these is SIGTERM to the guards.
     pub(crate) tasks: Tasks,
-    config: Config,
+    config: std::sync::Mutex<Config>,
+    guards: watch::Sender<Vec<adit::config::Guard>>,
     keyring: watch::Sender<Arc<Keyring>>,
     ended: watch::Receiver<bool>,
 }
@@ -63,12 +64,22 @@ impl GuardLab {
         callers: &str,
         configure: impl FnOnce(&mut GuardConfig),
     ) -> Self {
+        Self::proving(|ca| ca.workload(ID, &[NAME, "127.0.0.1"]), service, callers, configure).await
+    }
+
+    /// One that shows something else.
+    pub(crate) async fn proving(
+        own: impl FnOnce(&Ca) -> Leaf,
+        service: impl std::fmt::Display,
+        callers: &str,
+        configure: impl FnOnce(&mut GuardConfig),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::new("guards");
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("ca.pem", &ca.pem);
         write("crl.pem", &ca.revoked(&[]));
-        let own = ca.workload(ID, &[NAME, "127.0.0.1"]);
+        let own = own(&ca);
         write("guard.pem", &(own.certificate + &own.key));
         let yaml = format!(
             "guard:\n  - listen: 127.0.0.1:0\n    certificate: {}/guard.pem\n    service: {service}\n    \
@@ -94,13 +105,14 @@ impl GuardLab {
         let keyring = watch::Sender::new(load(&config, &Arc::default()));
         let (end, ended) = watch::channel(false);
         let (_, grace) = watch::channel(LIMIT);
-        let running = guards.run(keyring.subscribe(), grace, tasks.clone());
+        let of_file = watch::Sender::new(config.guards.clone());
+        let running = guards.run(of_file.subscribe(), keyring.subscribe(), grace, tasks.clone());
         background(async move {
             running.await.unwrap();
             end.send_replace(true);
         });
         let a = ca.workload(A, &["a.example.org"]);
-        Self { dir, ca, a, addr, metrics, tasks, config, keyring, ended }
+        Self { dir, ca, a, addr, metrics, tasks, config: config.into(), guards: of_file, keyring, ended }
     }
 
     /// Writes a file, whole.
@@ -110,13 +122,15 @@ impl GuardLab {
 
     /// Reads every secret again, as if files were followed.
     pub(crate) fn reload(&self) {
-        let next = load(&self.config, &self.keyring.borrow());
+        let next = load(&self.config.lock().unwrap(), &self.keyring.borrow());
         self.keyring.send_replace(next);
     }
 
-    /// A generation with nothing in it.
-    pub(crate) fn forget(&self) {
-        self.keyring.send_replace(Arc::default());
+    /// The file says something else of the guard, as far as `change` says.
+    pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut adit::config::Guard)) {
+        change(&mut self.config.lock().unwrap().guards[0]);
+        self.reload();
+        self.guards.send_replace(self.config.lock().unwrap().guards.clone());
     }
 
     /// Waits for the guards' own end, after a drain.
