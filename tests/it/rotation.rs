@@ -1,5 +1,7 @@
 //! Identities and trust that change while adit runs, in every way in which files change.
 
+mod load;
+
 use std::path::{Path, PathBuf};
 
 use rcgen::KeyPair;

@@ -69,7 +69,7 @@ impl Identity {
             .iter()
             .enumerate()
             .map(|(at, der)| match X509Certificate::from_der(der) {
-                Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+                Ok(([], certificate)) => Ok(certificate),
                 _ => Err(IdentityError::Malformed(at + 1)),
             })
             .collect::<Result<Vec<_>, _>>()?;

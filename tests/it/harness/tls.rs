@@ -9,7 +9,7 @@ use rcgen::{
 };
 use rustls::{
     ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
@@ -74,6 +74,10 @@ impl Leaf {
     /// One file for both.
     pub(crate) fn bundle(&self) -> String {
         format!("{}{}", self.certificate, self.key)
+    }
+
+    pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap()
     }
 
     pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
