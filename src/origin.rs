@@ -153,33 +153,10 @@ pub struct Means<'a> {
     pub keyring: &'a Keyring,
     /// Read when first needed.
     pub system: &'a SystemRoots,
-    /// `bastion` and `socks-proxy` may be used although a hop demands proofs.
-    pub private_network: bool,
 }
 
 /// The configuration refuses it before it gets here.
 const NO_TLS: &str = "mutual TLS is demanded, and this service is spoken to without TLS";
-
-/// What a hop demands of one target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Demand {
-    /// That the handshake be mutual.
-    Mutual,
-    Nothing,
-    /// That it be on this machine.
-    Here,
-}
-
-impl Demand {
-    fn of(mode: MutualTls, target: &Target) -> Self {
-        match mode {
-            MutualTls::Always => Self::Mutual,
-            MutualTls::Optional | MutualTls::Passthrough => Self::Nothing,
-            MutualTls::Remote if target.is_local() => Self::Here,
-            MutualTls::Remote => Self::Mutual,
-        }
-    }
-}
 
 impl Origin {
     /// Prepares what the services of `rule` need on one hop: their TLS, pools and state. Dials nothing. What is unusable
@@ -189,14 +166,14 @@ impl Origin {
     ///
     /// When a root file cannot be used, or the services cannot prove what is demanded.
     pub fn new(rule: &Rule, hop: &Hop, means: Means<'_>) -> Result<Self, tls::Error> {
-        let Means { metrics, forbidden, keyring, system, private_network } = means;
+        let Means { metrics, forbidden, keyring, system } = means;
         let options = &rule.origin;
-        let dialer = |demand| Dialer {
+        let dialer = |service| Dialer {
             connect_timeout: dial::limit(options.connect_timeout),
             keep_alive: options.tcp_keep_alive,
             race: !options.no_happy_eyeballs,
             forbidden: forbidden.clone(),
-            loopback_only: demand == Demand::Here,
+            loopback_only: hop.must_stay_local(service),
             resolver: Resolver::System,
         };
         let handles = |service| metrics.handles_of_origin(rule.position, service);
@@ -206,15 +183,15 @@ impl Origin {
                 let mut tls = None;
                 let services = rule.services().enumerate().map(|(index, (service, _))| {
                     let (target, use_tls, h2c) = http_target(service);
-                    let demand = Demand::of(hop.mode, &target);
+                    let demanded = hop.demands(service);
                     let handshakes = if use_tls {
                         let tls = match &tls {
                             Some(tls) => tls,
                             None => tls.insert(ServiceTls::new(hop, options, keyring, system)?),
                         };
-                        Some(tls.handshakes(demand == Demand::Mutual)?)
+                        Some(tls.handshakes(demanded)?)
                     } else {
-                        if hop.mode == MutualTls::Passthrough || demand == Demand::Mutual {
+                        if demanded || hop.mode == MutualTls::Passthrough {
                             return Err(tls::Error::Unsatisfiable(NO_TLS));
                         }
                         None
@@ -222,7 +199,7 @@ impl Origin {
                     let host = options.http_host_header.clone().unwrap_or_else(|| target.authority());
                     // One that is no header is refused where the rule is made ready for visitors.
                     let host = HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("localhost"));
-                    let origin = HttpOrigin::new(dialer(demand), target, handshakes, h2c, options, handles(index));
+                    let origin = HttpOrigin::new(dialer(service), target, handshakes, h2c, options, handles(index));
                     Ok(HttpService { origin, host })
                 });
                 let services = services.collect::<Result<Vec<_>, tls::Error>>()?;
@@ -234,11 +211,11 @@ impl Origin {
                     _ => None,
                 });
                 let targets: Vec<_> = targets.collect();
-                let demand = |target: &Target| Demand::of(hop.mode, target);
-                if targets.iter().any(|target| demand(target) == Demand::Mutual) {
+                if rule.services().any(|(service, _)| hop.demands(service)) {
                     return Err(tls::Error::Unsatisfiable(NO_TLS));
                 }
-                let dialer = dialer(targets.first().map_or(Demand::Nothing, demand));
+                // Where nothing is demanded and the mode demands something, all of them are local.
+                let dialer = dialer(&rule.service);
                 let targets = Targets { targets, balance: balance(), metrics: handles(0) };
                 Self::Stream(dialer, Destination::Fixed(Box::new(targets)))
             }
@@ -246,13 +223,11 @@ impl Origin {
                 Self::Status(::http::StatusCode::from_u16(*status).unwrap_or(::http::StatusCode::BAD_GATEWAY))
             }
             Service::HelloWorld => Self::Hello,
-            Service::Bastion | Service::SocksProxy
-                if matches!(hop.mode, MutualTls::Always | MutualTls::Remote) && !private_network =>
-            {
+            service @ (Service::Bastion | Service::SocksProxy) if hop.demands(service) => {
                 return Err(tls::Error::Unsatisfiable(NO_TLS));
             }
-            Service::Bastion => Self::Stream(dialer(Demand::Nothing), Destination::Header),
-            Service::SocksProxy => Self::Stream(dialer(Demand::Nothing), Destination::Socks),
+            service @ Service::Bastion => Self::Stream(dialer(service), Destination::Header),
+            service @ Service::SocksProxy => Self::Stream(dialer(service), Destination::Socks),
         })
     }
 

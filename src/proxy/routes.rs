@@ -148,13 +148,8 @@ impl Routes {
         let mut rows = Vec::new();
         let mut mistakes = Vec::new();
         let mut policies = Policies::new(&ground.keyring, &inner_hop);
-        let means = Means {
-            metrics: &ground.metrics,
-            forbidden: &ground.forbidden,
-            keyring: &ground.keyring,
-            system: &system,
-            private_network: inner_hop.private_network,
-        };
+        let means =
+            Means { metrics: &ground.metrics, forbidden: &ground.forbidden, keyring: &ground.keyring, system: &system };
         let rules = ingress.as_ref().map_or(&[][..], |ingress| &ingress.rules);
         for rule in rules {
             match Route::new(rule, means, &mut policies) {

@@ -2,6 +2,7 @@
 
 pub(crate) mod guard;
 pub(crate) mod h2;
+pub(crate) mod hop;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod measured;

@@ -59,6 +59,8 @@ mod http_errors;
 mod http_tls;
 mod https;
 mod ingress_table;
+mod inner_hop_demand;
+mod inner_hop_servers;
 mod keyring;
 mod layers;
 mod limits;
