@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    io::copy_bidirectional,
+    io::copy,
     net::{TcpListener, TcpStream},
     process::{Child, Command},
 };
@@ -84,8 +84,16 @@ async fn counting(server: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
         while let Ok((mut from, _)) = listener.accept().await {
             counted.fetch_add(1, Ordering::SeqCst);
             background(async move {
-                if let Ok(mut to) = TcpStream::connect(server).await {
-                    let _ = copy_bidirectional(&mut from, &mut to).await;
+                let Ok(mut to) = TcpStream::connect(server).await else { return };
+                let ((mut up, mut back), (mut down, mut forth)) = (from.split(), to.split());
+                // What the server says last arrives although it takes no more.
+                let upload = async {
+                    let _ = copy(&mut up, &mut forth).await;
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = upload => {}
+                    _ = copy(&mut down, &mut back) => {}
                 }
             });
         }
