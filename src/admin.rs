@@ -304,7 +304,8 @@ impl ConnectorView {
             let host = rule.hostname.as_ref().map_or("*", |hostname| hostname.as_str());
             let path = rule.path.as_ref().map_or("", |path| path.as_str());
             let services: Vec<_> = rule.services().map(|(_, spelling)| spelling).collect();
-            let _ = writeln!(page, "  {host} {path} -> {}", services.join(", "));
+            let unverified = if rule.origin.no_tls_verify { "  NOT VERIFIED (noTLSVerify)" } else { "" };
+            let _ = writeln!(page, "  {host} {path} -> {}{unverified}", services.join(", "));
         }
         secrets_page(&mut page, &self.keyring.borrow().clone());
         let _ = writeln!(page, "\nrequests in flight: {}", self.metrics.in_flight());
