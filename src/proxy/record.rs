@@ -34,7 +34,7 @@ macro_rules! access_event {
             host = $record.host.to_str().unwrap_or("?"),
             path = $record.target.path(),
             status = u64::from($record.status.as_u16()),
-            rule = $record.rule,
+            rule = $record.rule(),
             caller = $record.caller_name().as_deref().unwrap_or_default(),
             ms = $took.as_secs_f64() * 1000.0,
             sent = $record.sent,
@@ -126,6 +126,11 @@ impl<'a> Record<'a> {
             Came::Guard(guarded) => guarded.metrics.refused(code),
             Came::Tunnel(_) => self.metrics.refused(code),
         }
+    }
+
+    /// −1 if none was found; a guard has no rules.
+    fn rule(&self) -> Option<i64> {
+        matches!(self.came, Came::Tunnel(_)).then_some(self.rule)
     }
 
     fn connection(&self) -> Option<u64> {

@@ -84,6 +84,7 @@ async fn end_to_end(over: Over) {
     let mut heard = [0; 7];
     tls.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"private");
+    drop(tls);
     lab.finish().await;
 }
 
@@ -101,6 +102,7 @@ async fn through(edge: SocketAddr) -> tokio::io::DuplexStream {
                 return;
             }
         }
+        let _ = sink.close().await;
     });
     background(async move {
         while let Some(Ok(message)) = source.next().await {
