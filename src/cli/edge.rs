@@ -30,7 +30,7 @@ const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[derive(Debug, Args)]
 pub(super) struct EdgeArgs {
-    /// File with `certificates: [ { hostnames: […], certificate: F, key: F } ]`, `limits`, `retry`, `gracePeriod`
+    /// File with `certificates: [ { hostnames, certificate, key, clientAuth, trust } ]`, `limits`, `retry`, `gracePeriod`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder with ca.pem, ca.key and tunnels.yml; what is missing is created

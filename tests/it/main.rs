@@ -97,6 +97,7 @@ mod several_edges;
 mod silence;
 mod smuggling;
 mod socks;
+mod spoofing;
 mod streams;
 mod trailers;
 mod visitors;
