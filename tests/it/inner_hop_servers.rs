@@ -46,7 +46,7 @@ async fn haproxy(hop: &Hop, version: &str) -> Server {
     real::server("haproxy", &["-db", "-q", "-f"], |addr, _| {
         format!(
             "defaults\n  mode http\n  timeout client 20s\n  timeout server 20s\n  timeout connect 5s\nfrontend f\n  bind \
-             {addr} ssl crt {pem} ca-file {ca} verify required ssl-min-ver TLSv1.{version} ssl-max-ver TLSv1.{version}\n  \
+             {addr} ssl crt {pem} ca-file {ca} verify required alpn h2,http/1.1 ssl-min-ver TLSv1.{version} ssl-max-ver TLSv1.{version}\n  \
              http-request return status 200 content-type text/plain string yes hdr X-Subject %{{+Q}}[ssl_c_s_dn(cn)]\n"
         )
     })
@@ -121,17 +121,17 @@ async fn right_and_wrong_at_nginx(over: Over) {
 }
 
 /// The right identity passes, the wrong one is told 525 with the server's alert, and asked no second time.
-async fn accepts_and_refuses(over: Over, hop: &Hop, server: SocketAddr, direct: bool) {
+async fn accepts_and_refuses(over: Over, hop: &Hop, log: &Log, server: SocketAddr, direct: bool, options: &str) {
     let url = |addr| format!("https://{addr}");
-    let lab = Lab::start(over, &hop.rule("writer", url(server), "")).await;
+    let lab = Lab::start(over, &hop.rule("writer", url(server), options)).await;
     let answer = lab.get("/").await;
     assert_eq!(answer.status, 200, "{answer:?}");
     lab.finish().await;
 
     for (method, size) in [("GET", 0), ("POST", 4 << 20), ("PUT", 4 << 20)] {
         let (counting, connections) = counting(server).await;
-        let log = Log::start();
-        let lab = Lab::start(over, &hop.rule("stranger", url(if direct { server } else { counting }), "")).await;
+        let before = log.lines().len();
+        let lab = Lab::start(over, &hop.rule("stranger", url(if direct { server } else { counting }), options)).await;
         for number in 1..=3 {
             let answer = lab.send(method, "/", "", &vec![b'x'; size]).await;
             assert_eq!(
@@ -148,29 +148,30 @@ async fn accepts_and_refuses(over: Over, hop: &Hop, server: SocketAddr, direct: 
         lab.finish().await;
         let lines = log.lines();
         let causes: Vec<_> =
-            lines.iter().filter(|line| line.target == "access").map(|line| line.field("cause")).collect();
+            lines[before..].iter().filter(|line| line.target == "access").map(|line| line.field("cause")).collect();
         assert!(causes.len() == 3 && causes.iter().all(|cause| cause.contains("unknown_ca")), "{causes:?}");
     }
 }
 
-async fn at_haproxy(over: Over, version: &str) {
-    let hop = Hop::new();
+async fn at_haproxy(over: Over, version: &str, options: &str) {
+    let (hop, log) = (Hop::new(), Log::start());
     let haproxy = haproxy(&hop, version).await;
-    accepts_and_refuses(over, &hop, haproxy.addr, false).await;
-    accepts_and_refuses(over, &hop, haproxy.addr, true).await;
+    accepts_and_refuses(over, &hop, &log, haproxy.addr, false, options).await;
+    accepts_and_refuses(over, &hop, &log, haproxy.addr, true, options).await;
 }
 
 async fn at_openssl(over: Over, version: &str) {
-    let hop = Hop::new();
+    let (hop, log) = (Hop::new(), Log::start());
     let openssl = openssl(&hop, version).await;
-    accepts_and_refuses(over, &hop, openssl.addr, false).await;
-    accepts_and_refuses(over, &hop, openssl.addr, true).await;
+    accepts_and_refuses(over, &hop, &log, openssl.addr, false, "").await;
+    accepts_and_refuses(over, &hop, &log, openssl.addr, true, "").await;
 }
 
 over_both! {
     nginx_gets_the_right_identity_and_answers_the_wrong_one_by_itself => right_and_wrong_at_nginx,
-    haproxy_refuses_the_wrong_identity_in_tls12 => |over| at_haproxy(over, "2"),
-    haproxy_refuses_the_wrong_identity_in_tls13 => |over| at_haproxy(over, "3"),
+    haproxy_refuses_the_wrong_identity_in_tls12 => |over| at_haproxy(over, "2", ""),
+    haproxy_refuses_the_wrong_identity_in_tls13 => |over| at_haproxy(over, "3", ""),
+    haproxy_refuses_the_wrong_identity_in_http2 => |over| at_haproxy(over, "3", "http2Origin: true"),
     openssl_refuses_the_wrong_identity_in_tls12 => |over| at_openssl(over, "2"),
     openssl_refuses_the_wrong_identity_in_tls13 => |over| at_openssl(over, "3"),
 }
