@@ -37,8 +37,7 @@ impl<'a> NormalPath<'a> {
         // Of the segment: whether it is empty so far, and whether it has a dot and nothing but dots and blanks.
         let (mut empty, mut dots, mut other) = (true, false, false);
         let mut ascii = true;
-        let mut bytes = Decoded(path[1..].as_bytes());
-        while let Some(next) = bytes.next() {
+        for next in Decoded(&path.as_bytes()[1..]) {
             let (byte, escaped) = next?;
             match byte {
                 b'/' if escaped || empty => return Err(AmbiguousPath),
@@ -273,8 +272,8 @@ mod tests {
             let path = format!("/{}", pieces.concat());
             if let Ok(normal) = NormalPath::new(&path) {
                 let decoded = String::from_utf8(crate::config::decoded_path(&path).into_owned()).unwrap();
-                let naive = decoded == prefix
-                    || decoded.starts_with(&if prefix.ends_with('/') { prefix.clone() } else { format!("{prefix}/") });
+                let below = format!("{}/", prefix.trim_end_matches('/'));
+                let naive = decoded == prefix || decoded.starts_with(&below);
                 prop_assert_eq!(normal.is_under(&prefix), naive, "{} {}", path, prefix);
             }
         }

@@ -240,8 +240,10 @@ fn to_visitor(status: StatusCode, mut headers: HeaderMap, way: &Way) -> Response
 /// The word of another adit, marked as not ours.
 fn of_guard(reason: &HeaderValue) -> Option<HeaderValue> {
     let word = |byte: &u8| byte.is_ascii_lowercase() || *byte == b'-';
-    let reason =
-        reason.to_str().ok().filter(|reason| reason.len() <= LONGEST_CODE && reason.bytes().all(|b| word(&b)))?;
+    let reason = reason
+        .to_str()
+        .ok()
+        .filter(|reason| (1..=LONGEST_CODE).contains(&reason.len()) && reason.bytes().all(|b| word(&b)))?;
     HeaderValue::try_from(format!("guard-{reason}")).ok()
 }
 
@@ -346,6 +348,16 @@ mod tests {
         transport::Transport,
         wire::{connect::root_target, headers::TRACE_ID},
     };
+
+    #[test]
+    fn only_a_plain_word_of_a_guard_is_passed_on_and_marked() {
+        let passed = |word: &str| of_guard(&HeaderValue::from_str(word).unwrap());
+        assert_eq!(passed("caller-missing").unwrap(), "guard-caller-missing");
+        assert_eq!(passed("guard-overloaded").unwrap(), "guard-guard-overloaded", "of a guard behind a guard");
+        for wrong in ["", "Caller", "a b", "a,b", "é", &"a".repeat(LONGEST_CODE + 1)] {
+            assert_eq!(passed(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn a_request_leaves_with_our_tag_alone_and_without_headers_of_one_hop() {

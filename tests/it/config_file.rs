@@ -263,6 +263,7 @@ fn no_mistake_repeats_a_password() {
 #[test]
 fn the_examples_are_valid_and_without_warnings() {
     for (name, text) in [
+        ("callers.yml", include_str!("../../config/callers.yml")),
         ("minimal.yml", include_str!("../../config/minimal.yml")),
         ("example.yml", include_str!("../../config/example.yml")),
         ("single-origin.yml", include_str!("../../config/single-origin.yml")),

@@ -10,7 +10,9 @@
 
 mod balance;
 mod body;
+mod callers_relayed;
 mod callers_trust;
+mod callers_worker;
 mod callers_zoo;
 mod cancellation;
 mod cases;

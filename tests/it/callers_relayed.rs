@@ -1,0 +1,194 @@
+//! Whose word on a visitor's certificate is believed, what of it reaches a service, and which paths are refused.
+
+use adit::wire::{
+    connect::Answer,
+    framing::{self, FEATURE},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::HeaderMap;
+use rcgen::{KeyPair, SanType};
+
+use crate::{
+    harness::{
+        log::Log,
+        tls::{Ca, Leaf},
+    },
+    raw_edge::{QuicPeer, RawEdge, Reply, Running},
+    raw_service::{NOBODY, origin},
+    wire_craft::{on_a_stream, request},
+};
+
+/// `a` may do everything below `/v1`, `b` everything. `open.example.com` asks nobody.
+async fn rules(callers: &str, top: &str) -> String {
+    let origin = origin().await;
+    format!(
+        "innerHop:\n  mutualTls: remote\n{top}  callers: {{ {callers} }}\ningress:\n  \
+         - hostname: app.example.com\n    service: http://{origin}\n    innerHop: {{ callers: {{ allow: [\n      \
+         {{ id: 'spiffe://example.org/a', paths: [/v1] }}, {{ id: 'spiffe://example.org/b' }} ] }} }}\n  \
+         - hostname: lenient.example.com\n    service: http://{origin}\n    \
+         innerHop: {{ callers: {{ allowInvalidOrMissingCert: true }} }}\n  - service: http_status:404\n"
+    )
+}
+
+struct Circle {
+    _edge: RawEdge,
+    connector: Running,
+    peer: QuicPeer,
+    ca: Ca,
+    _dir: tempfile::TempDir,
+}
+
+impl Circle {
+    /// A connector of an edge that confirmed these features.
+    async fn start(features: &[&str], callers: &str, top: &str) -> Self {
+        let (edge, dir, ca) = (RawEdge::new().await, tempfile::tempdir().unwrap(), Ca::new("callers"));
+        let anchors = dir.path().join("ca.pem");
+        std::fs::write(&anchors, &ca.pem).unwrap();
+        let callers = format!("trustAnchors: [ {} ]{callers}", anchors.display());
+        let connector = edge.connector("quic", &rules(&callers, top).await).await;
+        let peer = edge.quic_peer_confirming(features).await;
+        Self { _edge: edge, connector, peer, ca, _dir: dir }
+    }
+
+    fn leaf(&self, name: &str) -> Leaf {
+        let uri = format!("spiffe://example.org/{name}");
+        self.ca.leaf_with(&[], &KeyPair::generate().unwrap(), |params| {
+            params.subject_alt_names.push(SanType::URI(uri.as_str().try_into().unwrap()));
+        })
+    }
+
+    /// Status, code, and the text of the answer.
+    async fn ask(&self, host: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String, String) {
+        let names: Vec<_> = headers.iter().map(|(name, value)| (format!("HttpHeader:{name}"), *value)).collect();
+        let mut metadata = vec![("HttpMethod", "POST"), ("HttpHost", host)];
+        metadata.extend(names.iter().map(|(name, value)| {
+            (if name == "HttpHeader:AditFraming" { "AditFraming" } else { name.as_str() }, *value)
+        }));
+        let reply = self.peer.ask(&[&on_a_stream(&request(0, path, &metadata))[..], body].concat()).await;
+        let Reply::Answered(Answer::Response(head), body) = reply else { panic!("{reply:?}") };
+        let code = head.headers.get("adit-error").map_or("", |code| code.to_str().unwrap());
+        (head.status.as_u16(), code.to_owned(), String::from_utf8(body).unwrap())
+    }
+}
+
+fn item(leaf: &Leaf) -> String {
+    format!(":{}:", STANDARD.encode(&leaf.chain()[0]))
+}
+
+/// The names in a request that the service sent back, lower case, that speak of certificates.
+fn spoken(text: &str) -> Vec<(String, String)> {
+    let lines = text.split("\r\n\r\n").next().unwrap().lines().filter_map(|line| line.split_once(": "));
+    let lines = lines.map(|(name, value)| (name.to_lowercase(), value.to_owned()));
+    lines.filter(|(name, _)| name.contains("cert") || name.contains("ssl") || name.contains("mtls")).collect()
+}
+
+#[tokio::test]
+async fn only_an_edge_of_ours_is_believed_unless_another_is_configured() {
+    for (features, callers, believed) in [
+        (&[][..], "", false),
+        (&["something_else"], "", false),
+        (&[FEATURE], "", true),
+        (&[FEATURE], ", relayedBy: xfcc", false),
+        (&[], ", relayedBy: rfc9440", true),
+    ] {
+        let circle = Circle::start(features, callers, "").await;
+        let b = item(&circle.leaf("b"));
+        let asked = circle.ask("app.example.com", "/", &[("Client-Cert", &b)], b"").await;
+        let expected = if believed { (200, "") } else { (403, "caller-missing") };
+        assert_eq!((asked.0, &*asked.1), expected, "{features:?}{callers}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_visitor_says_of_certificates_reaches_no_service() {
+    let circle = Circle::start(&[FEATURE], "", "").await;
+    let b = item(&circle.leaf("b"));
+    let forged = [
+        ("Client-Cert", &*b),
+        ("X-Client-Cert-Spiffe-Id", "spiffe://example.org/forged"),
+        ("x_client_cert_chain_verified", "forged"),
+        ("X-Forwarded-Client-Cert", "forged"),
+        ("Ssl-Client-Verify", "forged"),
+        ("X-Amzn-Mtls-Clientcert", "forged"),
+        // Nor can a visitor take away what we say.
+        ("Connection", "x-client-cert-present, X-Client-Cert-Spiffe-Id"),
+    ];
+    let (status, _, text) = circle.ask("app.example.com", "/", &forged, b"").await;
+    let spoken_ = spoken(&text);
+    assert_eq!((status, spoken_.len()), (200, 14), "{text}");
+    let value = |name: &str| spoken_.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+    assert_eq!(value("x-client-cert-spiffe-id"), Some("spiffe://example.org/b"));
+    assert_eq!((value("x-client-cert-present"), value("x-client-cert-chain-verified")), (Some("true"), Some("true")));
+    assert!(!text.contains("forged"), "{text}");
+    // The same of somebody who is not known, where that is let through.
+    let (status, _, text) = circle.ask("lenient.example.com", "/", &forged[1..], b"").await;
+    assert_eq!((status, spoken(&text).len(), text.contains("forged")), (200, 14, false), "{text}");
+    // And in trailers.
+    let mut trailers = HeaderMap::new();
+    for name in ["client-cert", "x-client-cert-spiffe-id", "x-sum"] {
+        trailers.insert(name, "trailed".parse().unwrap());
+    }
+    let frames = [b"\0\0\0\x03one", &framing::end(&trailers).unwrap()[..]].concat();
+    let framed = [("Client-Cert", &*b), ("Transfer-Encoding", "chunked"), ("Trailer", "X-Sum"), ("AditFraming", "1")];
+    // The service of these tests reads up to an end without trailers, so it is asked where the answer is known.
+    let (status, _, _) = circle.ask("app.example.com", "/204", &framed, &frames).await;
+    assert_eq!(status, 204);
+    assert_eq!(circle.connector.tasks.panics(), 0);
+}
+
+#[tokio::test]
+async fn an_ambiguous_path_is_refused_where_an_entry_names_paths_and_untouched_elsewhere() {
+    let log = Log::start();
+    let circle = Circle::start(&[FEATURE], "", "").await;
+    let (a, b) = (item(&circle.leaf("a")), item(&circle.leaf("b")));
+    for (path, by_a) in [
+        ("/v1", 200),
+        ("/v1/x?q=/../;//%2f", 200),
+        ("/%761/x", 200),
+        ("/v10", 403),
+        ("/", 403),
+        ("/v1/../x", 400),
+        ("/v1/%2e%2e/x", 400),
+        ("/v1/..;/x", 400),
+        ("/v1//x", 400),
+        ("/v1%2fx", 400),
+        ("/v1/%252e%252e/x", 400),
+        ("/v1/%00", 400),
+        ("/v1/a\\b", 400),
+    ] {
+        let (status, code, _) = circle.ask("app.example.com", path, &[("Client-Cert", &a)], b"").await;
+        let expected = match by_a {
+            200 => "",
+            400 => "path-ambiguous",
+            _ => "caller-not-allowed",
+        };
+        assert_eq!((status, &*code), (by_a, expected), "{path}");
+        let (status, _, text) = circle.ask("app.example.com", path, &[("Client-Cert", &b)], b"").await;
+        assert_eq!(status, 200, "{path}");
+        // `\` may not stand in a request line at all.
+        assert!(text.starts_with(&format!("POST {} HTTP/1.1\r\n", path.replace('\\', "%5C"))), "{path}: {text}");
+    }
+    circle.ask("app.example.com", "/", &[("Client-Cert", ":nonsense:")], b"").await;
+    let lines = log.lines();
+    let field = |code: &str, name: &str| {
+        let line = lines.iter().find(|line| line.field("code") == code);
+        line.unwrap_or_else(|| panic!("no {code} in {lines:?}")).field(name).to_owned()
+    };
+    assert_eq!(field("path-ambiguous", "caller"), "spiffe://example.org/a");
+    assert_eq!(field("caller-not-allowed", "cause"), "the caller is not allowed to do this");
+    assert!(field("caller-invalid", "cause").contains("malformed"), "{}", field("caller-invalid", "cause"));
+}
+
+/// Nothing would be proven on the hop of a stream without a rule.
+#[tokio::test]
+async fn streams_without_a_rule_are_refused_unless_they_are_allowed() {
+    for (top, refused) in [("", true), ("  privateNetwork: allow\n", false)] {
+        let circle = Circle::start(&[FEATURE], "", top).await;
+        let log = Log::start();
+        let reply = circle.peer.ask(&on_a_stream(&request(2, NOBODY, &[]))).await;
+        let Reply::Answered(Answer::Failed { error, .. }, _) = reply else { panic!("{reply:?}") };
+        assert_eq!(error.contains("privateNetwork"), refused, "{error}");
+        let codes: Vec<_> = log.lines().iter().map(|line| line.field("code").to_owned()).collect();
+        assert_eq!(codes, [if refused { "caller-not-allowed" } else { "origin-unreachable" }]);
+    }
+}
