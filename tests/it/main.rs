@@ -8,6 +8,7 @@
     reason = "a test that fails says why by panicking"
 )]
 
+mod alerts;
 mod balance;
 mod body;
 mod callers_trust;
