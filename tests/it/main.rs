@@ -79,6 +79,7 @@ mod origin_names;
 mod origin_retry;
 mod origins;
 mod own_edge;
+mod pages;
 mod pki;
 mod proxy_protocol;
 mod pushes;
