@@ -8,6 +8,7 @@
     reason = "a test that fails says why by panicking"
 )]
 
+mod alerts;
 mod balance;
 mod body;
 mod callers_relayed;
@@ -80,6 +81,7 @@ mod origin_names;
 mod origin_retry;
 mod origins;
 mod own_edge;
+mod pages;
 mod pki;
 mod proxy_protocol;
 mod pushes;
