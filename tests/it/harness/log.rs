@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Once},
 };
 
 use tracing::{
@@ -13,7 +13,7 @@ use tracing::{
 };
 use tracing_subscriber::{
     Layer,
-    filter::Targets,
+    filter::{LevelFilter, Targets},
     layer::{Context, SubscriberExt},
 };
 
@@ -61,6 +61,13 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn start() -> Self {
+        // Whether anybody listens at all is remembered for the whole process, and tests begin and end listening beside
+        // each other: somebody who always listens, and keeps nothing, keeps lines from being lost.
+        static ALWAYS: Once = Once::new();
+        ALWAYS.call_once(|| {
+            let nobody = tracing_subscriber::registry().with(LevelFilter::INFO);
+            let _ = tracing::subscriber::set_global_default(nobody);
+        });
         let lines = Collected::default();
         let about = Targets::new()
             .with_target("access", Level::INFO)
