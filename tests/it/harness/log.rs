@@ -3,17 +3,17 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, Once},
 };
 
 use tracing::{
-    Dispatch, Event, Level, Subscriber,
+    Event, Level, Subscriber,
     field::{Field, Visit},
-    subscriber::{DefaultGuard, NoSubscriber},
+    subscriber::DefaultGuard,
 };
 use tracing_subscriber::{
     Layer,
-    filter::Targets,
+    filter::{LevelFilter, Targets},
     layer::{Context, SubscriberExt},
 };
 
@@ -61,10 +61,13 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn start() -> Self {
-        // As long as there is one collector alone, places that another thread comes by first are taken for places that
-        // nobody wants to hear of.
-        static SECOND: OnceLock<Dispatch> = OnceLock::new();
-        SECOND.get_or_init(|| Dispatch::new(NoSubscriber::default()));
+        // Whether anybody listens at all is remembered for the whole process, and tests begin and end listening beside
+        // each other: somebody who always listens, and keeps nothing, keeps lines from being lost.
+        static ALWAYS: Once = Once::new();
+        ALWAYS.call_once(|| {
+            let nobody = tracing_subscriber::registry().with(LevelFilter::INFO);
+            let _ = tracing::subscriber::set_global_default(nobody);
+        });
         let lines = Collected::default();
         let about = Targets::new()
             .with_target("access", Level::INFO)
