@@ -185,7 +185,7 @@ fn request(animal: Option<&Animal>) -> Request<()> {
 
 #[tokio::test]
 async fn every_certificate_of_the_table_is_answered_over_http_as_documented() {
-    in_time(async {
+    in_time(Box::pin(async {
         let zoo = Zoo::new();
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, content: String| {
@@ -238,6 +238,6 @@ async fn every_certificate_of_the_table_is_answered_over_http_as_documented() {
             let documented = if documented[0] == "200" { &documented[..] } else { &documented[..2] };
             assert_eq!(said, documented.join(" "), "{}", row.name);
         }
-    })
+    }))
     .await;
 }
