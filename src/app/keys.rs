@@ -135,7 +135,7 @@ impl Keys {
     }
 
     /// This generation is in use from now on.
-    pub(super) fn put_in_force(&mut self, keyring: Arc<Keyring>) {
+    pub(super) fn put_in_force(&self, keyring: Arc<Keyring>) {
         let now = SystemTime::now();
         let all = keyring.shown(now);
         let metrics = &self.metrics.identities;

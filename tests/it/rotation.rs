@@ -2,7 +2,7 @@
 
 mod load;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rcgen::KeyPair;
 use time::{Duration, OffsetDateTime};
@@ -255,17 +255,20 @@ async fn at_the_start_what_is_wrong_ends_with_status_2_and_the_reason() {
         let ca = Ca::new("root");
         let (one, other) = (ca.leaf(&["a"]), ca.leaf(&["a"]));
         let mismatch = format!("{}{}", one.certificate, other.key);
-        let directory = |file: &PathBuf| std::fs::create_dir(file).unwrap();
-        let cases: [(Box<dyn Fn(&PathBuf)>, &str); 4] = [
-            (Box::new(directory), "cannot read"),
-            (Box::new(write_of(mismatch)), "fits none of the certificates"),
-            (Box::new(write_of(one.bundle()[..one.bundle().len() - 40].into())), "a PEM section is not complete"),
-            (Box::new(write_of("nonsense".into())), "holds no PEM certificate"),
+        // `None`: a directory stands in the file's place.
+        let cases = [
+            (None, "cannot read"),
+            (Some(mismatch), "fits none of the certificates"),
+            (Some(one.bundle()[..one.bundle().len() - 40].to_owned()), "a PEM section is not complete"),
+            (Some("nonsense".to_owned()), "holds no PEM certificate"),
         ];
-        for (put, reason) in cases {
+        for (content, reason) in cases {
             let (lab, dir, admin) = (Lab::edge_only().await, tempfile::tempdir().unwrap(), free_port().await);
             let file = dir.path().join("adit.pem");
-            put(&file);
+            match content {
+                Some(content) => std::fs::write(&file, content).unwrap(),
+                None => std::fs::create_dir(&file).unwrap(),
+            }
             let (status, log) = program(&lab, Over::Http2, &file, admin).ended().await;
             assert_eq!(status.code(), Some(2), "{log}");
             let told = log.lines().any(|line| line.contains(reason) && line.contains("identity default"));
@@ -274,10 +277,6 @@ async fn at_the_start_what_is_wrong_ends_with_status_2_and_the_reason() {
         }
     })
     .await;
-}
-
-fn write_of(content: String) -> impl Fn(&PathBuf) {
-    move |file| std::fs::write(file, &content).unwrap()
 }
 
 #[tokio::test]
