@@ -85,7 +85,7 @@ pub trait Doorkeeper: Send + Sync + 'static {
 pub fn for_requests(identity: Option<&Identity>) -> Result<Arc<ServerConfig>, Error> {
     // No authorities are named: some clients would keep a certificate to themselves whose issuer is not among them, and
     // intermediates that the guard adds by itself could not be told from strangers.
-    let mut config = config(identity, Possession::new(Vec::new()))?;
+    let mut config = config(identity, Possession::verifier(Vec::new()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -96,7 +96,7 @@ pub fn for_requests(identity: Option<&Identity>) -> Result<Arc<ServerConfig>, Er
 ///
 /// Those of rustls.
 pub fn for_streams(identity: Option<&Identity>, door: Arc<dyn Doorkeeper>) -> Result<Arc<ServerConfig>, Error> {
-    let mut config = config(identity, Arc::new(Door { possession: Possession::new(Vec::new()), keeper: door }))?;
+    let mut config = config(identity, Arc::new(Door { possession: Possession::verifier(Vec::new()), keeper: door }))?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

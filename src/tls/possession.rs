@@ -26,7 +26,7 @@ pub struct Possession {
 impl Possession {
     /// Tells the client these names of authorities, so that one with several certificates chooses well. An empty list
     /// says nothing.
-    pub fn new(hints: Vec<DistinguishedName>) -> Arc<dyn ClientCertVerifier> {
+    pub fn verifier(hints: Vec<DistinguishedName>) -> Arc<dyn ClientCertVerifier> {
         Arc::new(Self { provider: provider(), hints })
     }
 }

@@ -83,8 +83,11 @@ const NAMES: &[&str] = &[
     "X-Forwarded-Tls-Client-Cert-Info",
 ];
 
+/// What it is called, and how it is made of a name.
+type Spelling = (&'static str, fn(&str) -> String);
+
 /// Ways to write a name that a service may read as the same.
-const SPELLINGS: &[(&str, fn(&str) -> String)] = &[
+const SPELLINGS: &[Spelling] = &[
     ("as-written", str::to_owned),
     ("lower", str::to_lowercase),
     ("upper", str::to_uppercase),
@@ -109,7 +112,7 @@ struct Attempt {
 }
 
 /// Every name in one spelling, each with a value that says where it was tried.
-fn attempts(place: &str, (label, spell): (&str, fn(&str) -> String)) -> Vec<Attempt> {
+fn attempts(place: &str, (label, spell): Spelling) -> Vec<Attempt> {
     let attempt =
         |(at, name): (usize, &&str)| Attempt { name: spell(name), value: format!("forged/{place}/{label}/{at}/") };
     NAMES.iter().enumerate().map(attempt).collect()

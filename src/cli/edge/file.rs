@@ -76,9 +76,8 @@ fn parse(text: &str) -> Result<EdgeFile, Vec<String>> {
 /// A hostname that stood in an entry before would silently be that one's.
 fn repeated(at: usize, entry: &FileCertificate, seen: &mut HashMap<String, usize>, mistakes: &mut Vec<String>) {
     for name in &entry.hostnames {
-        match seen.insert(name.clone(), at) {
-            Some(before) => mistakes.push(format!("certificates[{at}]: {name} stands in certificates[{before}], too")),
-            None => {}
+        if let Some(before) = seen.insert(name.clone(), at) {
+            mistakes.push(format!("certificates[{at}]: {name} stands in certificates[{before}], too"));
         }
     }
 }
@@ -109,7 +108,7 @@ fn certificate(entry: &Yaml) -> Result<FileCertificate, String> {
                 }
             }
             Some("trust") => {
-                let listed = value.as_vec().map(Vec::as_slice).unwrap_or(std::slice::from_ref(value));
+                let listed = value.as_vec().map(Vec::as_slice).unwrap_or_else(|| std::slice::from_ref(value));
                 file.trust =
                     listed.iter().map(reference).collect::<Result<_, _>>().map_err(|why| format!("trust: {why}"))?;
                 if file.trust.is_empty() {

@@ -262,7 +262,7 @@ fn config(
     };
     let verifier = match file.client_auth {
         ClientAuth::Off => WebPkiClientVerifier::no_client_auth(),
-        ClientAuth::Optional | ClientAuth::Required => Possession::new(hints(trust)),
+        ClientAuth::Optional | ClientAuth::Required => Possession::verifier(hints(trust)),
     };
     server_config(resolver, verifier, sessions.clone())
 }
