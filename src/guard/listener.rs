@@ -9,7 +9,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{Error, Shared, requests, secrets::Secrets, streams};
+use super::{
+    Error, Shared, requests,
+    secrets::{Begun, Secrets},
+    streams,
+};
 use crate::{
     callers::Relayed,
     config::Guard,
@@ -80,7 +84,7 @@ impl Listener {
         keyring: watch::Receiver<Arc<Keyring>>,
     ) -> Result<(), Error> {
         let Self { number, guard, socket } = self;
-        let (mut secrets, routes, tls) = Secrets::new(shared, number, &guard, guards, keyring)?;
+        let Begun { mut secrets, routes, tls } = Secrets::begin(shared, number, &guard, guards, keyring)?;
         let post = Arc::new(Post {
             shared: shared.clone(),
             metrics: shared.metrics.guards.of(number),

@@ -17,7 +17,14 @@ use crate::{
     },
 };
 
-/// Follows the keyring for one guard.
+/// What is in force at the start, and what follows it.
+pub(super) struct Begun {
+    pub(super) secrets: Secrets,
+    pub(super) routes: watch::Receiver<Arc<Routes>>,
+    pub(super) tls: watch::Receiver<Tls>,
+}
+
+/// Follows the keyring and the file for one guard.
 pub(super) struct Secrets {
     shared: Arc<Shared>,
     number: usize,
@@ -36,13 +43,13 @@ impl Secrets {
     /// # Errors
     ///
     /// When the service or TLS cannot be made ready.
-    pub(super) fn new(
+    pub(super) fn begin(
         shared: &Arc<Shared>,
         number: usize,
         guard: &Guard,
         guards: watch::Receiver<Vec<Guard>>,
         mut keyring: watch::Receiver<Arc<Keyring>>,
-    ) -> Result<(Self, watch::Receiver<Arc<Routes>>, watch::Receiver<Tls>), Error> {
+    ) -> Result<Begun, Error> {
         let sources = sources(number, guard);
         let newest = keyring.borrow_and_update().clone();
         let service = |error| Error::Service(guard.listen, error);
@@ -57,7 +64,7 @@ impl Secrets {
         let (tls, shown) = watch::channel(first);
         let (shared, guard) = (shared.clone(), guard.clone());
         let new = Self { shared, number, guard, guards, keyring, routes, tls, complaint };
-        Ok((new, published, shown))
+        Ok(Begun { secrets: new, routes: published, tls: shown })
     }
 
     /// Takes over each generation, until nobody publishes any more.
@@ -162,7 +169,7 @@ impl Doorkeeper for Door {
 
     fn admit(&self, shown: &tls::callers::Shown) -> Result<(), TurnedAway> {
         let routes = self.0.borrow().clone();
-        routes.admits(shown).map_err(|denied| super::streams::turned_away(denied))
+        routes.admits(shown).map_err(super::streams::turned_away)
     }
 }
 

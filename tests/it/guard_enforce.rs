@@ -18,7 +18,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: guard.test\r\n\r\n";
 
 #[tokio::test]
 async fn revocation_counts_for_the_next_request_on_a_kept_connection_a_resumed_and_a_new_one() {
-    in_time(async {
+    in_time(Box::pin(async {
         for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
             let lab = GuardLab::start(format!("http://{}", mirror().await), "").await;
             let config = peer_with(&lab.ca.pem, Some(&lab.a), &[], &[version]);
@@ -42,7 +42,7 @@ async fn revocation_counts_for_the_next_request_on_a_kept_connection_a_resumed_a
             let answer = resumed.answer().await;
             assert_eq!((answer.status, answer.code()), (403, Some("caller-invalid")), "resumed");
         }
-    })
+    }))
     .await;
 }
 
