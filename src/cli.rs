@@ -32,7 +32,7 @@ enum Command {
     Run(RunArgs),
     /// The same in cloudflared's spelling: `adit tunnel [flags] run [flags] [TUNNEL]`
     Tunnel(TunnelArgs),
-    /// Run only the `guard` listeners of a file: mutual TLS in front of a service that cannot do it itself
+    /// Run only the `guard` listeners of a file: mutual TLS in front of a service
     Guard(GuardArgs),
     /// Run a self-hosted edge
     Edge(edge::EdgeArgs),
