@@ -67,6 +67,10 @@ pub async fn attend_to(mut published: watch::Receiver<Arc<Routes>>) {
 
 /// Rules that let nobody pass are told once, not again with every change of something else.
 fn tell_closed(routes: &Routes, before: Option<&Routes>) {
+    // Nobody is let in before secrets were read once.
+    if routes.secrets() == 0 {
+        return;
+    }
     let told: HashSet<_> = before.into_iter().flat_map(Routes::closed).collect();
     for (rule, reason) in routes.closed().filter(|closed| !told.contains(closed)) {
         tracing::error!(rule, reason, "the trust in callers cannot be used: every request of this rule is refused");

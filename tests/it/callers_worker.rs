@@ -328,7 +328,7 @@ async fn gone(over: Over) {
 
 over_both! {
     workers_write_and_read_as_the_list_says => roles,
-    a_worker_that_is_taken_off_the_list_is_out_at_once => async |over| revoked(over, Revoked::ByPolicy).await,
-    a_worker_whose_certificate_is_revoked_is_out_at_once => async |over| revoked(over, Revoked::ByList).await,
+    a_worker_that_is_taken_off_the_list_is_out_at_once => async |over| Box::pin(revoked(over, Revoked::ByPolicy)).await,
+    a_worker_whose_certificate_is_revoked_is_out_at_once => async |over| Box::pin(revoked(over, Revoked::ByList)).await,
     a_rule_that_is_gone_leaves_its_streams_to_their_trust => gone,
 }

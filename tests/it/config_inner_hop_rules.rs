@@ -287,7 +287,7 @@ fn contract(mode: &str, kind: Kind, identity: bool, no_verify: bool, private: bo
     let demanded = match mode {
         _ if answered => false,
         "always" => !(anywhere && private),
-        "remote" => !kind.local && !(anywhere && private),
+        "remote" => !(kind.local || anywhere && private),
         "passthrough" if bytes => false,
         "passthrough" => return (false, false),
         _ => false,
@@ -347,9 +347,8 @@ proptest! {
         // With an entry for one host only, the top level stays for the others.
         let both = by_host && !inline && own.is_some();
         let (demanded, stands) = contract(effective, kind, identity, no_verify, private_);
-        let stands = stands
-            && !(both && !contract(top_mode, kind, identity, no_verify, private_).1)
-            && !(own.is_some() && answered);
+        let top_stands = !both || contract(top_mode, kind, identity, no_verify, private_).1;
+        let stands = stands && top_stands && !(own.is_some() && answered);
         let read = read(&yaml);
         prop_assert_eq!(read.is_ok(), stands, "{}{:?}", yaml, read.err().map(|mistakes| mistakes.to_string()));
         if let Ok(loaded) = &read {

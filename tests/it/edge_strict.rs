@@ -177,7 +177,7 @@ pub(crate) fn h2_headers(stream: u32, path: &[u8], value: &[u8]) -> Vec<u8> {
 /// Written by hand, since no library says such things.
 #[tokio::test]
 async fn line_ends_in_values_and_paths_of_http_2_are_refused() {
-    in_time(async {
+    in_time(Box::pin(async {
         let (lab, seen) = lab(Over::Quic).await;
         for (what, path, value) in [
             ("a good one", &b"/"[..], &b"x"[..]),
@@ -215,6 +215,6 @@ async fn line_ends_in_values_and_paths_of_http_2_are_refused() {
             assert_eq!((reached.len(), said.is_some()), (usize::from(good), good), "{what}: {reached:?} {said:?}");
         }
         lab.finish().await;
-    })
+    }))
     .await;
 }

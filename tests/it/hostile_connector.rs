@@ -226,7 +226,7 @@ async fn control_streams_of_garbage_cost_their_connection_alone() {
 /// Answers over HTTP/2; status and headers are what the library lets through, so the packed headers carry the rest.
 #[tokio::test]
 async fn answers_over_http2_that_are_none() {
-    in_time(async {
+    in_time(Box::pin(async {
         let mut lab = Lab::edge_only().await;
         let tcp = TcpStream::connect(lab.connectors).await.unwrap();
         let name = H2_SERVER_NAME.try_into().unwrap();
@@ -308,6 +308,6 @@ async fn answers_over_http2_that_are_none() {
         gone(&lab).await;
         serves(&mut lab, Over::Http2).await;
         lab.finish().await;
-    })
+    }))
     .await;
 }
