@@ -40,7 +40,7 @@ pub enum IdentityError {
     /// A certificate that did not issue any of the others.
     #[error("certificate {0} is not part of the leaf's chain")]
     Stranger(usize),
-    /// More than [`MOST_CERTIFICATES`].
+    /// More than 16.
     #[error("holds more than {MOST_CERTIFICATES} certificates")]
     TooMany,
 }
