@@ -189,6 +189,7 @@ async fn a_grpc_call_keeps_its_trailers() {
 }
 
 #[tokio::test]
+#[ignore = "needs curl in the PATH; .ci/run installs and runs it"]
 async fn curl_is_let_in_with_its_certificate_and_told_why_without() {
     in_time(async {
         let lab = GuardLab::start(format!("http://{}", mirror().await), "").await;

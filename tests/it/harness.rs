@@ -50,17 +50,19 @@ impl Over {
 
 /// Makes two tests of one: `over_both! { name => body_fn }` calls `body_fn(Over)` under a deadline.
 macro_rules! over_both {
-    ($($name:ident => $body:expr),+ $(,)?) => {$(
+    ($($(#[$meta:meta])* $name:ident => $body:expr),+ $(,)?) => {$(
         mod $name {
             #[allow(unused_imports, reason = "bodies differ")]
             use super::*;
 
             #[tokio::test]
+            $(#[$meta])*
             async fn over_quic() {
                 $crate::harness::in_time($body($crate::harness::Over::Quic)).await;
             }
 
             #[tokio::test]
+            $(#[$meta])*
             async fn over_http2() {
                 $crate::harness::in_time($body($crate::harness::Over::Http2)).await;
             }

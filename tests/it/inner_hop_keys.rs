@@ -72,5 +72,6 @@ async fn presented(over: Over) {
 }
 
 over_both! {
-    keys_of_every_kind_and_form_are_presented => presented,
+    #[ignore = "needs openssl in the PATH; .ci/run installs and runs it"]
+    keys_of_every_kind_in_the_forms_that_openssl_writes_are_presented => presented,
 }

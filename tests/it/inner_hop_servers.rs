@@ -168,10 +168,16 @@ async fn at_openssl(over: Over, version: &str) {
 }
 
 over_both! {
+    #[ignore = "needs nginx in the PATH; .ci/run installs and runs it"]
     nginx_gets_the_right_identity_and_answers_the_wrong_one_by_itself => right_and_wrong_at_nginx,
+    #[ignore = "needs haproxy in the PATH; .ci/run installs and runs it"]
     haproxy_refuses_the_wrong_identity_in_tls12 => |over| at_haproxy(over, "2", ""),
+    #[ignore = "needs haproxy in the PATH; .ci/run installs and runs it"]
     haproxy_refuses_the_wrong_identity_in_tls13 => |over| at_haproxy(over, "3", ""),
+    #[ignore = "needs haproxy in the PATH; .ci/run installs and runs it"]
     haproxy_refuses_the_wrong_identity_in_http2 => |over| at_haproxy(over, "3", "http2Origin: true"),
+    #[ignore = "needs openssl in the PATH; .ci/run installs and runs it"]
     openssl_refuses_the_wrong_identity_in_tls12 => |over| at_openssl(over, "2"),
+    #[ignore = "needs openssl in the PATH; .ci/run installs and runs it"]
     openssl_refuses_the_wrong_identity_in_tls13 => |over| at_openssl(over, "3"),
 }

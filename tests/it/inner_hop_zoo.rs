@@ -196,5 +196,6 @@ async fn expected(over: Over) {
 
 over_both! {
     every_certificate_that_is_presented_has_its_documented_outcome => presented,
-    every_certificate_of_a_service_has_its_documented_outcome => expected,
+    #[ignore = "needs openssl in the PATH; .ci/run installs and runs it"]
+    every_certificate_of_a_service_has_its_documented_outcome_with_openssl_for_the_weak => expected,
 }

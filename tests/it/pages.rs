@@ -14,7 +14,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use crate::harness::{
-    Answer, LIMIT, Lab, Over, eventually, in_time,
+    Answer, LIMIT, Lab, Over, eventually, over_both,
     process::adit,
     program::{Program, free},
     real::{Server, nginx},
@@ -333,28 +333,11 @@ async fn kong(over: Over) {
     }
 }
 
-macro_rules! with_nginx {
-    ($($name:ident => $body:ident),+ $(,)?) => {$(
-        mod $name {
-            use super::*;
-
-            #[tokio::test]
-            #[ignore = "needs nginx in the PATH; .ci/run installs and runs it"]
-            async fn with_nginx_over_quic() {
-                in_time($body(Over::Quic)).await;
-            }
-
-            #[tokio::test]
-            #[ignore = "needs nginx in the PATH; .ci/run installs and runs it"]
-            async fn with_nginx_over_http2() {
-                in_time($body(Over::Http2)).await;
-            }
-        }
-    )+};
-}
-
-with_nginx! {
-    authenticated_origin_pulls_are_replaced => pulls,
+over_both! {
+    #[ignore = "needs nginx in the PATH; .ci/run installs and runs it"]
+    authenticated_origin_pulls_are_replaced_at_nginx => pulls,
+    #[ignore = "needs nginx in the PATH; .ci/run installs and runs it"]
     callers_are_told_to_kong_or_nginx => kong,
-    a_reader_stays_when_the_writer_goes => reader_writer,
+    #[ignore = "needs nginx in the PATH; .ci/run installs and runs it"]
+    a_reader_stays_at_nginx_when_the_writer_goes => reader_writer,
 }

@@ -54,6 +54,8 @@ async fn openssl(over: Over) {
 }
 
 over_both! {
+    #[ignore = "needs curl in the PATH; .ci/run installs and runs it"]
     curl_shows_its_certificate_where_it_is_asked => curl,
+    #[ignore = "needs openssl in the PATH; .ci/run installs and runs it"]
     openssl_is_asked_for_a_certificate_by_its_server_name_alone => openssl,
 }
