@@ -73,7 +73,7 @@ impl Scene<'_> {
             (
                 "hop 1, visitor to edge",
                 status.is_success(),
-                format!("{VISITOR} proved that its key is its own; GET {path} answered {status}"),
+                format!("{VISITOR} showed its certificate; GET {path} answered {status}"),
             ),
             ("hop 2, the tunnel", ray.ends_with("-ADIT"), format!("the edge's ray {ray} arrived")),
             (
@@ -81,11 +81,7 @@ impl Scene<'_> {
                 peer.id == CONNECTOR,
                 format!("the service demanded a certificate and saw {}, {}", peer.subject, peer.id),
             ),
-            (
-                "hop 3, who answers",
-                status.is_success(),
-                format!("nobody else than {SERVICE} would have got the request"),
-            ),
+            ("hop 3, who answers", status.is_success(), format!("{SERVICE} is expected, and got the request")),
             (
                 "the visitor's certificate",
                 text(&CALLER) == VISITOR && text(&VERIFIED) == "true",

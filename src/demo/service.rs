@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -70,8 +71,11 @@ pub(super) fn start(
                 accepted = listener.accept() => accepted,
                 () = killed.cancelled() => return,
             };
-            let Ok((stream, _)) = accepted else { continue };
-            each.spawn(serve(stream, acceptor.clone(), seen.clone()));
+            match accepted {
+                Ok((stream, _)) => each.spawn(serve(stream, acceptor.clone(), seen.clone())),
+                // Out of descriptors, which nobody gives back at once.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
         }
     });
     Ok(())

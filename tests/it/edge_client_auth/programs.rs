@@ -46,7 +46,8 @@ async fn openssl(over: Over) {
             command.args(["s_client", version, "-servername", name, "-connect", &lab.https.to_string()]);
             let said = run(command.stdin(std::process::Stdio::null())).await;
             // Whom to ask for a certificate, and whose certificates count.
-            assert_eq!(said.contains("CN = trusted"), asked, "{name}: {said}");
+            // OpenSSL spells names with blanks around the sign in some versions.
+            assert_eq!(said.replace(' ', "").contains("CN=trusted"), asked, "{name}: {said}");
             assert_eq!(said.contains("No client certificate CA names sent"), !asked, "{name}: {said}");
         }
     }
