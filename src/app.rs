@@ -64,6 +64,12 @@ impl ConnectorApp {
         let metrics = Arc::new(Metrics::new());
         let guards = guard::bind(&config, &metrics, &forbidden).await?;
         let ground = Ground { metrics: metrics.clone(), forbidden, keyring: Arc::default() };
+        if config.edge_ca.is_none() && config.inner_hop.believes_own_edge() {
+            tracing::warn!(
+                "callers are relayed by adit-edge (relayedBy), but without --edge-ca no edge is proven to be one: no \
+                 visitor's certificate is believed"
+            );
+        }
         let rules = Rules::new((&config).into(), ground).map_err(|error| anyhow::anyhow!(error))?;
         let connector = Uuid::new_v4();
         let live = Live::new(&config, connector)?;

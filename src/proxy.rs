@@ -75,6 +75,8 @@ pub struct Via {
     pub transport: Transport,
     /// Whether its edge is ours and confirmed adit's own ways.
     pub own_edge: bool,
+    /// Whether it is proven to be ours, by `--edge-ca`, so that it is believed what it says of visitors' certificates.
+    pub believed: bool,
 }
 
 /// How somebody's request came to us.
@@ -156,6 +158,10 @@ fn grant<'a>(
 ) -> Result<Granted<'a>, Code> {
     let host = head.host.to_str().map_err(|_| Code::RequestInvalid)?;
     let normal_host = normal_host(host);
+    // A service may take a name with more final dots for the same name, and no rule that was written for it does.
+    if normal_host.ends_with('.') || normal_host.contains("..") {
+        return Err(Code::RequestInvalid);
+    }
     if normal_host == proxy.management_hostname {
         // The management service is not built; its requests must not reach a rule.
         return Err(Code::NotFound);
@@ -177,7 +183,7 @@ fn grant<'a>(
         let shown = match record.came {
             Came::Guard(guarded) => guarded.shown.clone(),
             Came::Tunnel(via) => {
-                let form = way.policy.believes(via.own_edge);
+                let form = way.policy.believes(via.believed);
                 form.map_or(Relayed::Nothing, |form| relayed::read(&head.headers, form))
             }
         };

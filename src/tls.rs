@@ -92,6 +92,8 @@ pub struct EdgeTls {
     pub quic: Arc<QuicClientConfig>,
     /// For HTTP/2; no ALPN.
     pub http2: Arc<ClientConfig>,
+    /// Trust is in the authority that was given and in nobody else, so an edge that gets this far is proven to be its.
+    pub proves_edge: bool,
 }
 
 impl std::fmt::Debug for EdgeTls {
@@ -127,6 +129,7 @@ impl EdgeTls {
         Ok(Self {
             quic: Arc::new(QuicClientConfig::try_from(config(vec![QUIC_ALPN.to_vec()])?)?),
             http2: Arc::new(config(Vec::new())?),
+            proves_edge: ca.is_some(),
         })
     }
 }

@@ -119,7 +119,7 @@ impl Policy {
         }
     }
 
-    /// The relayed form to read, if there is one to believe: by default that of an edge of our own alone.
+    /// The relayed form to read, if there is one to believe: by default that of an edge that is proven to be our own.
     pub fn believes(&self, own_edge: bool) -> Option<RelayedBy> {
         let relayed_by = self.callers()?.relayed_by;
         (own_edge || relayed_by != RelayedBy::AditEdge).then_some(relayed_by)

@@ -30,4 +30,6 @@ pub struct Guard {
     pub callers: Arc<Callers>,
     /// Peers whose certificate headers pass unchanged.
     pub keep_headers_from: Vec<SpiffePattern>,
+    /// As [`InnerHop::prefixes`](super::InnerHop::prefixes).
+    pub prefixes: Arc<[String]>,
 }

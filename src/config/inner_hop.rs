@@ -216,6 +216,39 @@ pub struct InnerHop {
     pub identities: BTreeMap<String, IdentitySource>,
     /// Streams without a rule, `bastion` and `socks-proxy` are allowed under a mode that demands.
     pub private_network: bool,
+    /// In front of the headers that tell of callers, wherever in the file: a service may be reached by a rule and by a
+    /// guard, and what one of them writes nobody may say through the other.
+    pub prefixes: Arc<[String]>,
+}
+
+impl InnerHop {
+    /// Every hop that rules may take.
+    fn hops(&self) -> impl Iterator<Item = &Arc<Hop>> {
+        self.top.iter().chain(self.entries.iter().chain(&self.inline).map(|entry| &entry.hop))
+    }
+
+    fn callers(&self) -> impl Iterator<Item = &Arc<Callers>> {
+        self.hops().filter_map(|hop| hop.callers.as_ref())
+    }
+
+    /// Whether visitors are known by the word of an edge of our own.
+    pub fn believes_own_edge(&self) -> bool {
+        self.callers().any(|callers| callers.relayed_by == RelayedBy::AditEdge)
+    }
+
+    /// Whether something must be proven on some hop.
+    pub fn demands(&self) -> bool {
+        self.hops().any(|hop| matches!(hop.mode, MutualTls::Always | MutualTls::Remote))
+    }
+
+    /// Notes the prefixes of the headers that services may be told under, these of guards too.
+    pub(crate) fn note_prefixes<'a>(&mut self, guards: impl Iterator<Item = &'a Arc<Callers>>) {
+        let of = |callers: &Arc<Callers>| callers.header_prefix.clone();
+        let mut prefixes: Vec<String> = self.callers().map(of).chain(guards.map(of)).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        self.prefixes = prefixes.into();
+    }
 }
 
 /// An entry of `innerHop.rules`, or an inline `innerHop` as one.

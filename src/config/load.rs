@@ -272,6 +272,10 @@ fn top_level(root: &Node, lenient: bool, report: &mut Report) -> File {
     let Scope { inline, used, .. } = scope;
     file.inner_hop = section.complete(inline, used, reader.report);
     file.inner_hop.strips |= !file.guards.is_empty();
+    file.inner_hop.note_prefixes(file.guards.iter().map(|guard| &guard.callers));
+    for guard in &mut file.guards {
+        guard.prefixes = file.inner_hop.prefixes.clone();
+    }
     file
 }
 

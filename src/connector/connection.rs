@@ -42,7 +42,10 @@ pub(super) struct Line {
 /// Serves until the connection ends, and says why it did.
 pub(super) async fn serve(shared: &Arc<Shared>, index: u8, live: Live, line: Line) -> Fault {
     let Live { mut session, registered, control, early, spare: _ } = live;
-    let via = Via { connection: index, transport: session.transport(), own_edge: registered.confirms_own() };
+    let own_edge = registered.confirms_own();
+    // Whoever a public authority vouches for can confirm, too.
+    let believed = own_edge && shared.config.tls.proves_edge;
+    let via = Via { connection: index, transport: session.transport(), own_edge, believed };
     let edge = session.remote();
     tracing::info!(
         index, connection = %registered.connection, %edge, transport = %via.transport,

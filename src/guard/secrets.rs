@@ -190,6 +190,6 @@ fn sources(number: usize, guard: &Guard) -> Sources {
         position: FIRST_GUARD + number,
     };
     let ingress = Ingress { rules: vec![rule], defaults: guard.origin.clone() };
-    let inner_hop = InnerHop { strips: true, ..InnerHop::default() };
+    let inner_hop = InnerHop { strips: true, prefixes: guard.prefixes.clone(), ..InnerHop::default() };
     Sources { ingress: Some(ingress), warp: WarpRouting::default(), inner_hop: Arc::new(inner_hop), version: -1 }
 }

@@ -389,7 +389,7 @@ mod tests {
             headers,
             body: BodyLength::None,
         };
-        let via = Via { connection: 0, transport: Transport::Quic, own_edge: false };
+        let via = Via { connection: 0, transport: Transport::Quic, own_edge: false, believed: false };
         let mut record = Record::new(&proxy.metrics, crate::proxy::Came::Tunnel(via), &head);
         let granted = grant(&proxy, &routes, &mut record, &mut head).unwrap();
         let host = granted.route.host_header.clone().unwrap();

@@ -218,7 +218,8 @@ impl Routes {
     /// Whether streams without a rule are refused: nothing would be proven on their hop.
     pub(super) fn refuses_private_network(&self) -> bool {
         let inner = &self.inner_hop;
-        !inner.private_network && inner.top.as_ref().is_some_and(|hop| policies::demands(hop))
+        // One rule that demands is enough: such a stream may lead to its service.
+        !inner.private_network && inner.demands()
     }
 
     /// Rules whose trust in callers cannot be used, and why.

@@ -50,7 +50,7 @@ pub fn host_of<B>(request: &Request<B>) -> Result<String, Refused> {
     }
     // What RFC 3986 allows in a host and a port, and nothing that ends a line, a path or a list somewhere.
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&b);
-    if !host.bytes().all(allowed) {
+    if !host.bytes().all(allowed) || host.contains("..") {
         return Err(Refused::Invalid);
     }
     Ok(host.to_lowercase())

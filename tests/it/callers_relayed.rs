@@ -51,24 +51,34 @@ impl Circle {
     }
 
     fn leaf(&self, name: &str) -> Leaf {
-        let uri = format!("spiffe://example.org/{name}");
-        self.ca.leaf_with(&[], &KeyPair::generate().unwrap(), |params| {
-            params.subject_alt_names.push(SanType::URI(uri.as_str().try_into().unwrap()));
-        })
+        leaf(&self.ca, name)
     }
 
-    /// Status, code, and the text of the answer.
     async fn ask(&self, host: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String, String) {
-        let names: Vec<_> = headers.iter().map(|(name, value)| (format!("HttpHeader:{name}"), *value)).collect();
-        let mut metadata = vec![("HttpMethod", "POST"), ("HttpHost", host)];
-        metadata.extend(names.iter().map(|(name, value)| {
-            (if name == "HttpHeader:AditFraming" { "AditFraming" } else { name.as_str() }, *value)
-        }));
-        let reply = self.peer.ask(&[&on_a_stream(&request(0, path, &metadata))[..], body].concat()).await;
-        let Reply::Answered(Answer::Response(head), body) = reply else { panic!("{reply:?}") };
-        let code = head.headers.get("adit-error").map_or("", |code| code.to_str().unwrap());
-        (head.status.as_u16(), code.to_owned(), String::from_utf8(body).unwrap())
+        ask(&self.peer, host, path, headers, body).await
     }
+}
+
+fn leaf(ca: &Ca, name: &str) -> Leaf {
+    let uri = format!("spiffe://example.org/{name}");
+    ca.leaf_with(&[], &KeyPair::generate().unwrap(), |params| {
+        params.subject_alt_names.push(SanType::URI(uri.as_str().try_into().unwrap()));
+    })
+}
+
+/// Status, code, and the text of the answer.
+async fn ask(peer: &QuicPeer, host: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String, String) {
+    let names: Vec<_> = headers.iter().map(|(name, value)| (format!("HttpHeader:{name}"), *value)).collect();
+    let mut metadata = vec![("HttpMethod", "POST"), ("HttpHost", host)];
+    metadata.extend(
+        names.iter().map(|(name, value)| {
+            (if name == "HttpHeader:AditFraming" { "AditFraming" } else { name.as_str() }, *value)
+        }),
+    );
+    let reply = peer.ask(&[&on_a_stream(&request(0, path, &metadata))[..], body].concat()).await;
+    let Reply::Answered(Answer::Response(head), body) = reply else { panic!("{reply:?}") };
+    let code = head.headers.get("adit-error").map_or("", |code| code.to_str().unwrap());
+    (head.status.as_u16(), code.to_owned(), String::from_utf8(body).unwrap())
 }
 
 fn item(leaf: &Leaf) -> String {
@@ -96,6 +106,34 @@ async fn only_an_edge_of_ours_is_believed_unless_another_is_configured() {
         let asked = circle.ask("app.example.com", "/", &[("Client-Cert", &b)], b"").await;
         let expected = if believed { (200, "") } else { (403, "caller-missing") };
         assert_eq!((asked.0, &*asked.1), expected, "{features:?}{callers}");
+    }
+}
+
+/// The feature can be confirmed by anybody; what proves an edge to be ours is our authority.
+#[tokio::test]
+async fn an_edge_that_the_system_vouches_for_is_not_believed() {
+    for (proven, expected) in [(true, (200, "")), (false, (403, "caller-missing"))] {
+        let (edge, dir, ca) = (RawEdge::new().await, tempfile::tempdir().unwrap(), Ca::new("callers"));
+        let anchors = dir.path().join("ca.pem");
+        std::fs::write(&anchors, &ca.pem).unwrap();
+        let rules = rules(&format!("trustAnchors: [ {} ]", anchors.display()), "").await;
+        let _connector = edge.program_that_trusts("quic", &rules, |command, ca| {
+            if proven { command.arg("--edge-ca").arg(ca) } else { command.env("SSL_CERT_FILE", ca) }
+        });
+        let peer = edge.quic_peer_confirming(&[FEATURE]).await;
+        let b = item(&leaf(&ca, "b"));
+        let asked = ask(&peer, "app.example.com", "/", &[("Client-Cert", &b)], b"").await;
+        assert_eq!((asked.0, &*asked.1), expected, "proven: {proven}");
+    }
+}
+
+/// A service may take them for the name without, and no rule does.
+#[tokio::test]
+async fn names_with_more_than_one_final_dot_reach_no_rule() {
+    let circle = Circle::start(&[FEATURE], "", "").await;
+    let b = item(&circle.leaf("b"));
+    for (host, status) in [("app.example.com.", 200), ("app.example.com..", 400), ("app..example.com", 400)] {
+        assert_eq!(circle.ask(host, "/", &[("Client-Cert", &b)], b"").await.0, status, "{host}");
     }
 }
 

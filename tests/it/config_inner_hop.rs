@@ -75,7 +75,9 @@ ingress:
 fn the_contracts_example_is_read() {
     let loaded = loaded(EXAMPLE);
     assert_eq!(loaded.warnings, [], "{:?}", loaded.warnings);
-    let InnerHop { strips, top, entries, inline, identities, private_network } = &*loaded.config.inner_hop;
+    let InnerHop { strips, top, entries, inline, identities, private_network, prefixes } = &*loaded.config.inner_hop;
+    // The guard's are among them, and it has the same.
+    assert_eq!((&prefixes[..], prefixes), (&["X-Client-Runway-Cc-".to_owned()][..], &loaded.config.guards[0].prefixes));
     assert!(*strips && !private_network);
     let writer = IdentitySource {
         certificate: file("/vault/secrets/w.crt"),

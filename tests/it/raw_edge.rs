@@ -27,6 +27,7 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UdpSocket},
+    process::Command,
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
@@ -193,13 +194,23 @@ impl RawEdge {
 
     /// The same as a process.
     pub(crate) fn program(&self, protocol: &str, yaml: &str) -> Program {
+        self.program_that_trusts(protocol, yaml, |command, ca| command.arg("--edge-ca").arg(ca))
+    }
+
+    /// The same, with trust in this edge from elsewhere.
+    pub(crate) fn program_that_trusts(
+        &self,
+        protocol: &str,
+        yaml: &str,
+        trust: impl FnOnce(&mut Command, PathBuf) -> &mut Command,
+    ) -> Program {
         let (config, token_file) = (self.dir.path().join("config.yml"), self.dir.path().join("token"));
         std::fs::write(&config, yaml).unwrap();
         std::fs::write(&token_file, token().encode().as_bytes()).unwrap();
         Program::start(|command| {
             command.args(["run", "--metrics", "127.0.0.1:0", "--protocol", protocol, "--ha-connections", "1"]);
-            command.arg("--edge").arg(self.addr.to_string()).arg("--edge-ca").arg(self.ca());
-            command.arg("--config").arg(&config).arg("--token-file").arg(&token_file)
+            command.arg("--edge").arg(self.addr.to_string());
+            trust(command, self.ca()).arg("--config").arg(&config).arg("--token-file").arg(&token_file)
         })
     }
 

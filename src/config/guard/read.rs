@@ -149,6 +149,7 @@ impl Raw {
             hop: Arc::new(hop),
             callers: Arc::new(callers),
             keep_headers_from: self.keep_headers_from.map(|(_, ids)| ids).unwrap_or_default(),
+            prefixes: Arc::default(),
         })
     }
 }

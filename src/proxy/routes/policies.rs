@@ -54,13 +54,8 @@ pub(super) fn families(inner_hop: &InnerHop, rules: &[Rule]) -> Option<Arc<Famil
     if !inner_hop.strips {
         return None;
     }
-    let entries = inner_hop.entries.iter().chain(&inner_hop.inline).map(|entry| &entry.hop);
     let of_rules =
         rules.iter().flat_map(|rule| rule.hops.choices.iter().map(|(_, hop)| hop).chain(&rule.hops.otherwise));
-    let hops = inner_hop.top.iter().chain(entries).chain(of_rules);
-    let mut prefixes: Vec<_> =
-        hops.filter_map(|hop| hop.callers.as_ref()).map(|callers| callers.header_prefix.as_str()).collect();
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    Some(Arc::new(Families::new(prefixes.into_iter())))
+    let of_rules = of_rules.filter_map(|hop| hop.callers.as_ref()).map(|callers| &callers.header_prefix);
+    Some(Arc::new(Families::new(inner_hop.prefixes.iter().chain(of_rules).map(String::as_str))))
 }
