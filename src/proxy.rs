@@ -28,7 +28,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    callers::{Permit, Relayed, families::Families, relayed},
+    callers::{
+        Permit, Relayed,
+        families::{Families, strip_overrides},
+        relayed,
+    },
     code::{ADIT_ERROR, Code},
     config::normal_host,
     ingress::Pattern,
@@ -206,6 +210,9 @@ fn grant<'a>(
     let keeps = matches!(record.came, Came::Guard(guarded) if guarded.keeps_headers(permit.caller()));
     if let Some(families) = families.filter(|_| !keeps) {
         families.strip(&mut head.headers);
+    }
+    if way.policy.decides_by_request() {
+        strip_overrides(&mut head.headers);
     }
     Ok(Granted { proxy, route, pattern, way, permit, leave: Leave::default(), families, keeps, _place: place })
 }

@@ -49,6 +49,26 @@ const PREFIXES: &[&str] = &[
     "wl-proxy-client-cert",
 ];
 
+/// Headers that make another request of a request, folded: methods (Rails, Symfony, Express and their like) and targets
+/// (IIS, Symfony, nginx with auth_request).
+const OVERRIDES: &[&str] = &[
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// Takes away what would make another request of this one, in every spelling: for rules that decide by method or path.
+pub fn strip_overrides(headers: &mut HeaderMap) {
+    let is_one = |name: &str| OVERRIDES.iter().any(|known| name.len() == known.len() && begins(name, known));
+    let found: Vec<_> = headers.keys().filter(|name| is_one(name.as_str())).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
 /// Which headers speak of certificates.
 #[derive(Clone, Debug, Default)]
 pub struct Families {

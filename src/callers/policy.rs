@@ -103,6 +103,12 @@ impl Policy {
         matches!(self.0, Terms::Open)
     }
 
+    /// Whether what is allowed depends on method or path, so that a header must not change them behind our back.
+    pub fn decides_by_request(&self) -> bool {
+        let list = self.callers().and_then(|callers| callers.allow.as_deref()).unwrap_or_default();
+        list.iter().any(|entry| entry.methods.is_some() || entry.paths.is_some())
+    }
+
     /// Why nobody passes, where trust cannot be used.
     pub fn unusable(&self) -> Option<&str> {
         match &self.0 {

@@ -127,6 +127,20 @@ async fn an_edge_that_the_system_vouches_for_is_not_believed() {
     }
 }
 
+/// Where methods or paths decide, no header makes another request of one; elsewhere headers pass.
+#[tokio::test]
+async fn what_overrides_method_or_path_passes_only_where_neither_decides() {
+    let circle = Circle::start(&[FEATURE], "", "").await;
+    let b = item(&circle.leaf("b"));
+    let names = ["X-HTTP-Method-Override", "x_http_method", "X-Method-Override", "X-Original-URL", "X-Rewrite_Url"];
+    for (host, passes) in [("app.example.com", false), ("lenient.example.com", true)] {
+        let mut headers = vec![("Client-Cert", &*b)];
+        headers.extend(names.map(|name| (name, "overrides")));
+        let (status, _, text) = circle.ask(host, "/", &headers, b"").await;
+        assert_eq!((status, text.matches("overrides").count()), (200, if passes { names.len() } else { 0 }), "{text}");
+    }
+}
+
 /// A service may take them for the name without, and no rule does.
 #[tokio::test]
 async fn names_with_more_than_one_final_dot_reach_no_rule() {
