@@ -108,9 +108,10 @@ impl Certificates {
         Ok(Self { entries, others })
     }
 
-    /// What holds for a name in lower case without a final dot: the first entry that names it, else the one with the
-    /// longest `*.` above it. Tunnels' `*.` stands for any number of labels, so a demand holds as deep as they serve.
-    /// What a connection was asked and what a request demands are both found here: they cannot differ for one name.
+    /// What holds for a name in lower case without a final dot: the entry that names it, else the one with the longest
+    /// `*.` above it, wherever they stand in the file. Tunnels are chosen the same way, and their `*.` stands for any
+    /// number of labels, so a demand holds as deep as they serve. What a connection was asked and what a request demands
+    /// are both found here: they cannot differ for one name.
     pub(super) fn entry(&self, name: &str) -> Option<&Arc<Entry>> {
         let named = self.entries.iter().find(|entry| entry.names(name));
         named.or_else(|| {

@@ -84,9 +84,9 @@ impl Entry {
         Ok(Self { file, own, sessions, now, told: Mutex::default() })
     }
 
-    /// Whether its certificate is for this name.
+    /// Whether this very name stands in it.
     pub(super) fn names(&self, name: &str) -> bool {
-        matches_any(&self.file.hostnames, name)
+        self.file.hostnames.iter().any(|hostname| hostname == name)
     }
 
     /// The length of its longest `*.` that this name is below.
