@@ -150,7 +150,8 @@ impl Keys {
         let identities = of(Kind::Identity).filter_map(|shown| Some((shown.name.to_string(), shown.not_after?)));
         let services = of(Kind::OriginTrust).filter_map(|shown| Some(("services", shown.not_after?)));
         let callers = of(Kind::CallerTrust).filter_map(|shown| Some(("callers", shown.not_after?)));
-        metrics.last(identities, services.chain(callers));
+        let lists = all.iter().filter_map(|shown| Some(("callers", shown.lists_end?)));
+        metrics.last(identities, services.chain(callers), lists);
         let generation = keyring.generation;
         let changed = self.current.send_if_modified(|current| {
             let changed = !Arc::ptr_eq(current, &keyring);
