@@ -339,7 +339,12 @@ fn secret_line(shown: &Shown, now: SystemTime) -> String {
         (None, Some(not_after)) => format!("{} days left", not_after.saturating_sub(now).div_euclid(86_400)),
         (None, None) => "without an end".into(),
     };
-    format!("{kind} {}  {left}", shown.name)
+    let lists = match shown.lists_end {
+        None => String::new(),
+        Some(end) if end < now => ", a revocation list is out of date".into(),
+        Some(end) => format!(", revocation lists current for {} h", end.saturating_sub(now).div_euclid(3600)),
+    };
+    format!("{kind} {}  {left}{lists}", shown.name)
 }
 
 /// OpenMetrics, which the text exposition format of older scrapers is a subset of.

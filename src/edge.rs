@@ -279,6 +279,7 @@ impl EdgeHandle {
             })
         });
         shared.metrics.set_connections(counts);
+        shared.metrics.set_certificates(shared.certificates.ends());
         let (visitors, arrivals) = (shared.visitors.taken(), shared.arrivals.taken());
         shared.metrics.set_gauges(visitors, arrivals, self.is_draining(), shared.tasks.panics());
         shared.metrics.expose()
@@ -294,9 +295,11 @@ impl EdgeHandle {
         self.0.tunnels.borrow().clone()
     }
 
-    /// Reads the state and the visitors' certificates again at once, and pushes what has changed.
+    /// Reads the state again at once, and pushes what has changed. Visitors' certificates are read again in a task, once
+    /// their files have settled.
     pub fn reread(&self) {
-        follow::reload_certificates(&self.0);
+        let shared = self.0.clone();
+        self.0.tasks.attend(async move { follow::reload_certificates(&shared).await });
         follow::reread(&self.0);
         follow::push_changes(&self.0);
     }

@@ -5,5 +5,5 @@
 mod read;
 mod token;
 
-pub use read::{MOST_BYTES, ReadError, at_rest, file_of, read};
+pub use read::{MOST_BYTES, ReadError, file_of, read, settled};
 pub use token::{Error, token};

@@ -1,7 +1,6 @@
 //! Secrets in use: read as one set, checked, and read again when they change or their time comes.
 
 use std::{
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -18,8 +17,10 @@ use crate::{
 
 /// Silence after the last write of a secret; agents write certificate and key within a few milliseconds.
 pub const SETTLE: Duration = Duration::from_millis(200);
-/// Secrets that a changed configuration names for the first time must have settled by then.
+/// The secrets of a changed configuration must have settled by then.
 const REST_LIMIT: Duration = Duration::from_secs(5);
+/// What an attempt counts for at least, so that their number is bounded whatever [`SETTLE`] is.
+const LEAST_WAIT: Duration = Duration::from_millis(10);
 /// A clock that is set, or a machine that slept, moves the time without an event.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 /// After rules that could not be made with new secrets.
@@ -85,9 +86,9 @@ impl Keys {
     /// Reads all of it again. `None`: somebody is writing; it is looked at again when he may be done.
     pub(super) async fn read(&mut self) -> Option<Loaded> {
         let (wanted, before, settle) = (self.wanted.clone(), self.current.borrow().clone(), self.settle);
-        let read = move || match secrets::at_rest(&wanted.files(), settle) {
-            Some(left) => Err(left),
-            None => Ok(Keyring::load(&wanted, secrets::read, Reread::All, &before, SystemTime::now())),
+        let read = move || {
+            let load = || Keyring::load(&wanted, secrets::read, Reread::All, &before, SystemTime::now());
+            secrets::settled(&wanted.files(), settle, load)
         };
         match tokio::task::spawn_blocking(read).await {
             Ok(Ok(loaded)) => {
@@ -112,19 +113,24 @@ impl Keys {
     ///
     /// When any of it cannot be used, with every reason.
     pub(super) async fn read_new(&self, wanted: &Arc<Wanted>) -> anyhow::Result<Arc<Keyring>> {
-        let known = self.wanted.files();
-        let new: Vec<PathBuf> = wanted.files().into_iter().filter(|file| !known.contains(file)).collect();
         let (wanted, before, settle) = (wanted.clone(), self.current.borrow().clone(), self.settle);
         let read = move || {
+            // All of them: those in use under another combination are read again, too.
+            let files = wanted.files();
+            let load = || Keyring::load(&wanted, secrets::read, Reread::Unknown, &before, SystemTime::now());
             let mut waited = Duration::ZERO;
-            while let Some(left) = secrets::at_rest(&new, settle) {
-                if waited > REST_LIMIT {
-                    return Err(anyhow!("a secret that it names does not come to rest"));
+            let loaded = loop {
+                match secrets::settled(&files, settle, load) {
+                    Ok(loaded) => break loaded,
+                    Err(_) if waited > REST_LIMIT => {
+                        return Err(anyhow!("a secret that it names does not come to rest"));
+                    }
+                    Err(left) => {
+                        std::thread::sleep(left);
+                        waited += left.max(LEAST_WAIT);
+                    }
                 }
-                std::thread::sleep(left);
-                waited += left;
-            }
-            let loaded = Keyring::load(&wanted, secrets::read, Reread::Unknown, &before, SystemTime::now());
+            };
             if loaded.troubles.is_empty() {
                 Ok(loaded.keyring)
             } else {
@@ -144,7 +150,8 @@ impl Keys {
         let identities = of(Kind::Identity).filter_map(|shown| Some((shown.name.to_string(), shown.not_after?)));
         let services = of(Kind::OriginTrust).filter_map(|shown| Some(("services", shown.not_after?)));
         let callers = of(Kind::CallerTrust).filter_map(|shown| Some(("callers", shown.not_after?)));
-        metrics.last(identities, services.chain(callers));
+        let lists = all.iter().filter_map(|shown| Some(("callers", shown.lists_end?)));
+        metrics.last(identities, services.chain(callers), lists);
         let generation = keyring.generation;
         let changed = self.current.send_if_modified(|current| {
             let changed = !Arc::ptr_eq(current, &keyring);

@@ -70,6 +70,8 @@ pub(super) struct Reload {
 }
 
 impl Reload {
+    /// Runs until it is killed. From the drain on, rules stay as they are, but secrets are still followed: streams go on
+    /// until the grace period is over and guards still accept, and both only for callers who are trusted now.
     pub(super) async fn run(mut self, tasks: Tasks) {
         let reloading = self.reloading.clone();
         let mut file = reloading.as_ref().and_then(|reloading| reloading.file.clone());
@@ -86,7 +88,11 @@ impl Reload {
         loop {
             // A configuration that was refused for its secrets may be right now.
             let of_configuration = why != Why::Time && (why != Why::Secrets || !state.lacks.is_empty());
-            if of_configuration && let Some(reloading) = &reloading {
+            let is_draining = draining.is_cancelled();
+            if of_configuration
+                && !is_draining
+                && let Some(reloading) = &reloading
+            {
                 let source = reloading.source.clone();
                 let path = file.clone();
                 // At the start an empty file is a configuration, later it is somebody who has not written it yet.
@@ -110,11 +116,10 @@ impl Reload {
             }
             let hangup = reloading.as_ref().map(|reloading| &reloading.hangup);
             why = tokio::select! {
-                () = changed(&mut files) => Why::Changed,
+                () = changed(&mut files), if !is_draining => Why::Changed,
                 () = changed(&mut secret_files) => Why::Secrets,
                 () = self.keys.due() => Why::Time,
                 () = asked(hangup) => Why::Asked,
-                () = draining.cancelled() => return,
             };
         }
     }

@@ -114,16 +114,15 @@ impl Rules {
         tasks.attend(async move {
             loop {
                 tokio::select! {
-                    push = pushed.recv() => match push {
-                        Some(Push { version, config, own_edge, reply }) => {
-                            let by = if own_edge { PushedBy::AditEdge } else { PushedBy::AnyEdge };
-                            let _ = reply.send(self.push(Pushed { version, json: config, by }).await);
-                        }
-                        None => return,
-                    },
+                    Some(Push { version, config, own_edge, reply }) = pushed.recv() => {
+                        let by = if own_edge { PushedBy::AditEdge } else { PushedBy::AnyEdge };
+                        let _ = reply.send(self.push(Pushed { version, json: config, by }).await);
+                    }
+                    // Outlives the connector, since guards beside it may take longer to drain.
                     Some(Reload { local, keyring, reply }) = changed.recv() => {
                         let _ = reply.send(self.change(local, keyring).await);
                     }
+                    else => return,
                 }
             }
         });

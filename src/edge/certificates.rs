@@ -21,7 +21,13 @@ use super::{leaf::Clock, state::Tunnels};
 use crate::{
     config::{IdentitySource, SecretRef},
     secrets::ReadError,
-    tls::{self, callers::CallerTrustError, issue::Authority, pem::PemError},
+    tls::{
+        self,
+        callers::CallerTrustError,
+        issue::Authority,
+        keyring::{IdentityError, Unusable},
+        pem::PemError,
+    },
 };
 
 /// Whether visitors of a hostname are asked for a certificate.
@@ -64,18 +70,26 @@ pub enum Error {
         /// Why.
         source: PemError,
     },
-    /// A certificate is outside its validity, or none.
-    #[error("the certificate in {origin} {why}")]
-    Certificate {
+    /// A certificate of a chain is outside its validity.
+    #[error("{origin}: {why}")]
+    Time {
         /// Which one.
         origin: String,
         /// In which way.
-        why: &'static str,
+        why: Unusable,
+    },
+    /// Certificates and key are none that visitors can be shown.
+    #[error("{origin}: {source}")]
+    Identity {
+        /// Which one.
+        origin: String,
+        /// Why.
+        source: IdentityError,
     },
     /// Nobody can be trusted so.
     #[error("trust: {0}")]
     Trust(#[from] CallerTrustError),
-    /// The key does not fit the certificate, or the edge's own leaf cannot be made.
+    /// The edge's own leaf cannot be made.
     #[error("{0}")]
     Tls(#[from] tls::Error),
 }
@@ -108,9 +122,10 @@ impl Certificates {
         Ok(Self { entries, others })
     }
 
-    /// What holds for a name in lower case without a final dot: the first entry that names it, else the one with the
-    /// longest `*.` above it. Tunnels' `*.` stands for any number of labels, so a demand holds as deep as they serve.
-    /// What a connection was asked and what a request demands are both found here: they cannot differ for one name.
+    /// What holds for a name in lower case without a final dot: the entry that names it, else the one with the longest
+    /// `*.` above it, wherever they stand in the file. Tunnels are chosen the same way, and their `*.` stands for any
+    /// number of labels, so a demand holds as deep as they serve. What a connection was asked and what a request demands
+    /// are both found here: they cannot differ for one name.
     pub(super) fn entry(&self, name: &str) -> Option<&Arc<Entry>> {
         let named = self.entries.iter().find(|entry| entry.names(name));
         named.or_else(|| {
@@ -130,8 +145,14 @@ impl Certificates {
         self.entries.iter().flat_map(|entry| entry.files()).collect()
     }
 
+    /// When each certificate from a file ends, with the place of its entry.
+    pub(super) fn ends(&self) -> impl Iterator<Item = (usize, i64)> {
+        self.entries.iter().enumerate().filter_map(|(at, entry)| Some((at, entry.not_after()?)))
+    }
+
     /// Reads the files again and takes over what is whole and fits together; the rest stays as it was. Returns how many
     /// certificates and sets of trust were replaced, and how many were kept because of an error that was told now.
+    /// Blocks, also until files have settled; who comes second waits, so that nobody publishes what is older.
     pub(super) fn reload(&self) -> (usize, usize) {
         self.entries.iter().map(|entry| entry.reload()).fold((0, 0), |(new, old), (n, o)| (new + n, old + o))
     }

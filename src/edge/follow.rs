@@ -40,7 +40,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts following the files of visitors' certificates and of trust in theirs.
+/// Starts following the files of visitors' certificates and of trust in theirs, to the very end: whoever is served while
+/// the edge drains is held against what is trusted then.
 pub(super) fn start_certificates(shared: &Arc<Shared>) -> io::Result<()> {
     let files = shared.certificates.files();
     if files.is_empty() {
@@ -48,27 +49,23 @@ pub(super) fn start_certificates(shared: &Arc<Shared>) -> io::Result<()> {
     }
     let mut files = Followed::new(files, SETTLE)?;
     let shared_ = shared.clone();
-    shared.tasks.spawn(async move {
-        let draining = shared_.tasks.draining();
+    shared.tasks.attend(async move {
         loop {
             // The first time for what changed after it was read and before it was followed.
-            let shared = shared_.clone();
-            if let Err(error) = tokio::task::spawn_blocking(move || reload_certificates(&shared)).await {
-                tracing::error!(%error, "reading visitors' certificates");
-            }
-            tokio::select! {
-                () = files.changed() => {}
-                () = draining.cancelled() => return,
-            }
+            reload_certificates(&shared_).await;
+            files.changed().await;
         }
     });
     Ok(())
 }
 
 /// Reads them again; what cannot be used changes nothing.
-pub(super) fn reload_certificates(shared: &Shared) {
-    let (replaced, refused) = shared.certificates.reload();
-    shared.metrics.certificates_reloaded(replaced, refused);
+pub(super) async fn reload_certificates(shared: &Arc<Shared>) {
+    let certificates = shared.certificates.clone();
+    match tokio::task::spawn_blocking(move || certificates.reload()).await {
+        Ok((replaced, refused)) => shared.metrics.certificates_reloaded(replaced, refused),
+        Err(error) => tracing::error!(%error, "reading visitors' certificates"),
+    }
 }
 
 fn files(shared: &Shared) -> Vec<PathBuf> {

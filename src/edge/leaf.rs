@@ -19,7 +19,7 @@ const USED_FOR: Duration = Duration::from_secs(60 * 24 * 3600);
 /// What time it is.
 pub(super) type Clock = fn() -> SystemTime;
 
-pub(super) fn certified(material: Material) -> Result<Arc<CertifiedKey>, tls::Error> {
+fn certified(material: Material) -> Result<Arc<CertifiedKey>, tls::Error> {
     Ok(Arc::new(CertifiedKey::from_der(material.chain, material.key, &tls::provider())?))
 }
 

@@ -132,6 +132,11 @@ struct LimitLabel {
     limit: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EntryLabel {
+    entry: usize,
+}
+
 /// The metrics of an edge.
 #[derive(Debug)]
 pub struct EdgeMetrics {
@@ -150,6 +155,7 @@ pub struct EdgeMetrics {
     registrations: Family<OutcomeLabel, Counter>,
     pushes: Family<OutcomeLabel, Counter>,
     reloads: Family<OutcomeLabel, Counter>,
+    not_after: Family<EntryLabel, IntGauge>,
 }
 
 /// A changed certificate or set of trust is in force, or cannot be used.
@@ -185,6 +191,7 @@ impl EdgeMetrics {
             registrations: Family::default(),
             pushes: Family::default(),
             reloads: Family::default(),
+            not_after: Family::default(),
             registry: Registry::default(),
         };
         for code in REFUSALS {
@@ -224,6 +231,11 @@ impl EdgeMetrics {
             "Changed files of visitors' TLS, by what became of them",
             metrics.reloads.clone(),
         );
+        r.register(
+            "adit_edge_certificate_not_after_seconds",
+            "When a certificate from a file or one of its chain expires, since 1970, by the entry's place in the file",
+            metrics.not_after.clone(),
+        );
         Self { registry, ..metrics }
     }
 
@@ -241,6 +253,13 @@ impl EdgeMetrics {
         for (tunnel, transport, count) in counts {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.connections.get_or_create(&TunnelLabel { tunnel, transport }).set(count);
+        }
+    }
+
+    /// Takes over when certificates from files end, with their entries' places, counted from 0.
+    pub fn set_certificates(&self, ends: impl Iterator<Item = (usize, i64)>) {
+        for (entry, end) in ends {
+            self.not_after.get_or_create(&EntryLabel { entry }).set(end);
         }
     }
 

@@ -23,6 +23,7 @@ struct TrustLabel {
 pub struct Identities {
     not_after: Family<IdentityLabel, IntGauge>,
     trust_not_after: Family<TrustLabel, IntGauge>,
+    lists_not_after: Family<TrustLabel, IntGauge>,
     reloads: Family<OutcomeLabel, Counter>,
     last_reload: IntGauge,
     unusable: IntGauge,
@@ -47,8 +48,13 @@ impl Identities {
         );
         r.register(
             "adit_trust_not_after_seconds",
-            "When the first anchor or revocation list of a trust expires, since 1970",
+            "When the first anchor of a trust expires, since 1970",
             self.trust_not_after.clone(),
+        );
+        r.register(
+            "adit_revocation_list_not_after_seconds",
+            "When the first revocation list of a trust is no longer current, since 1970",
+            self.lists_not_after.clone(),
         );
         r.register("adit_secret_reloads", "Readings of changed secrets, by outcome", self.reloads.clone());
         r.register(
@@ -66,28 +72,36 @@ impl Identities {
         self.unusable.set(i64::try_from(unusable).unwrap_or(i64::MAX));
     }
 
-    /// When each identity ends, by name, and when the first part of each kind of trust does; those of before are
-    /// forgotten.
+    /// When each identity ends, by name, when the first anchor of each kind of trust does, and when the first revocation
+    /// list does; those of before are forgotten.
     pub fn last(
         &self,
         identities: impl Iterator<Item = (String, i64)>,
         trusts: impl Iterator<Item = (&'static str, i64)>,
+        lists: impl Iterator<Item = (&'static str, i64)>,
     ) {
         self.not_after.clear();
         self.trust_not_after.clear();
+        self.lists_not_after.clear();
         for (identity, not_after) in identities {
             self.not_after.get_or_create(&IdentityLabel { identity }).set(not_after);
         }
-        for (trust, not_after) in trusts {
-            let gauge = self.trust_not_after.get_or_create_owned(&TrustLabel { trust });
-            let before = gauge.get();
-            gauge.set(if before == 0 { not_after } else { before.min(not_after) });
-        }
+        first(&self.trust_not_after, trusts);
+        first(&self.lists_not_after, lists);
     }
 
     /// Secrets were read again.
     pub fn reloaded(&self, outcome: Outcome) {
         self.reloads.get_or_create(&outcome.label()).inc();
         self.last_reload.set((outcome != Outcome::Refused).into());
+    }
+}
+
+/// The first of the times of each label.
+fn first(family: &Family<TrustLabel, IntGauge>, times: impl Iterator<Item = (&'static str, i64)>) {
+    for (trust, not_after) in times {
+        let gauge = family.get_or_create_owned(&TrustLabel { trust });
+        let before = gauge.get();
+        gauge.set(if before == 0 { not_after } else { before.min(not_after) });
     }
 }

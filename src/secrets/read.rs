@@ -93,17 +93,52 @@ pub fn read(reference: &SecretRef) -> Result<Zeroizing<Vec<u8>>, ReadError> {
     }
 }
 
-/// How long these files must still be left alone until nobody has changed them for `settle`; `None`: they have. Files
-/// that are not there are at rest, and so is a file from the future, by another machine's clock.
-pub fn at_rest<'a>(files: impl IntoIterator<Item = &'a PathBuf>, settle: Duration) -> Option<Duration> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let changed = |file: &PathBuf| {
+/// What `take` makes of these files. It counts only if nobody had changed any of them for `settle` and nobody did while
+/// they were read: a file that is cut and written anew can end, in between, where one of its certificates does, and
+/// looks whole then. Files that are not there are at rest, and so is a file from the future, by another machine's clock.
+///
+/// # Errors
+///
+/// How long to leave them alone before the next attempt.
+pub fn settled<T>(files: &[PathBuf], settle: Duration, take: impl FnOnce() -> T) -> Result<T, Duration> {
+    let before = looks(files);
+    if let Some(left) = at_rest(&before, settle) {
+        return Err(left);
+    }
+    let taken = take();
+    if looks(files) == before { Ok(taken) } else { Err(settle) }
+}
+
+/// What differs when a file was replaced or written. The time of the last change cannot be set back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Look {
+    inode: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+fn looks(files: &[PathBuf]) -> Vec<Option<Look>> {
+    let look = |file: &PathBuf| {
         let meta = std::fs::metadata(file).ok()?;
-        let seconds = u64::try_from(meta.ctime()).ok()?;
-        Some(Duration::new(seconds, u32::try_from(meta.ctime_nsec()).unwrap_or(0)))
+        Some(Look {
+            inode: (meta.dev(), meta.ino()),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
     };
-    let youngest = files.into_iter().filter_map(changed).max()?;
-    let age = now.checked_sub(youngest)?;
+    files.iter().map(look).collect()
+}
+
+/// How long these must still be left alone until nobody has changed them for `settle`; `None`: they have.
+fn at_rest(looks: &[Option<Look>], settle: Duration) -> Option<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let changed = looks.iter().flatten().filter_map(|look| {
+        let (seconds, nanos) = look.changed;
+        Some(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).unwrap_or(0)))
+    });
+    let age = now.checked_sub(changed.max()?)?;
     settle.checked_sub(age).filter(|left| !left.is_zero())
 }
 
@@ -192,9 +227,28 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (file, none) = (directory.path().join("a"), directory.path().join("b"));
         std::fs::write(&file, "x").unwrap();
-        let left = at_rest([&file, &none], Duration::from_secs(3600)).unwrap();
+        let files = [file, none];
+        let left = settled(&files, Duration::from_secs(3600), || panic!("is not at rest")).unwrap_err();
         assert!(left > Duration::from_secs(3500) && left <= Duration::from_secs(3600), "{left:?}");
-        assert_eq!(at_rest([&file], Duration::ZERO), None);
-        assert_eq!(at_rest([&none], Duration::from_secs(3600)), None);
+        assert_eq!(settled(&files, Duration::ZERO, || 1), Ok(1));
+        assert_eq!(settled(&files[1..], Duration::from_secs(3600), || 2), Ok(2));
+    }
+
+    #[test]
+    fn what_was_read_while_somebody_wrote_does_not_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let files = [at("a"), at("b")];
+        std::fs::write(at("a"), "one two").unwrap();
+        let during = |write: &dyn Fn()| settled(&files, Duration::ZERO, write);
+        assert_eq!(during(&|| drop(read(&SecretRef::File(at("a"))))), Ok(()), "reading is no change");
+        assert_eq!(during(&|| std::fs::write(at("a"), "one").unwrap()), Err(Duration::ZERO), "cut");
+        let beside = || {
+            std::fs::write(at("c"), "two").unwrap();
+            std::fs::rename(at("c"), at("a")).unwrap();
+        };
+        assert_eq!(during(&beside), Err(Duration::ZERO), "renamed, as long as before");
+        assert_eq!(during(&|| std::fs::write(at("b"), "one").unwrap()), Err(Duration::ZERO), "came");
+        assert_eq!(during(&|| std::fs::remove_file(at("b")).unwrap()), Err(Duration::ZERO), "went");
     }
 }

@@ -72,7 +72,7 @@ struct Kept<T> {
     content: Option<Digest>,
     /// When it can be used, the last second included.
     valid: (i64, i64),
-    /// When the first part of it is over.
+    /// When the first certificate of it is over.
     not_after: Option<i64>,
     /// When time alone changes it next, as of when it was made.
     next: Option<i64>,
@@ -98,6 +98,10 @@ impl<T> Kept<T> {
         self.content == other.content && self.value.as_ref().err() == other.value.as_ref().err()
     }
 
+    fn shown(&self, kind: Kind, name: Arc<str>, now: i64) -> Shown {
+        Shown { kind, name, not_after: self.not_after, lists_end: None, unusable: self.check(now).err() }
+    }
+
     fn check(&self, now: i64) -> Result<(), Unusable> {
         match &self.value {
             Err(why) => Err(why.clone()),
@@ -115,8 +119,11 @@ pub struct Shown {
     pub kind: Kind,
     /// The name rules know an identity by, or where a trust comes from.
     pub name: Arc<str>,
-    /// When the first part of it is over, seconds since 1970.
+    /// When the first certificate of it is over, seconds since 1970.
     pub not_after: Option<i64>,
+    /// When the first revocation list of it is no longer current, seconds since 1970. Lists live for hours or days, where
+    /// anchors live for years.
+    pub lists_end: Option<i64>,
     /// Why it cannot be used.
     pub unusable: Option<Unusable>,
 }
@@ -176,18 +183,18 @@ impl Keyring {
         let now = seconds(now);
         let identities = self.identities.iter().flat_map(|(source, kept)| {
             let names = self.wanted.identities.get(source).into_iter().flatten();
-            names.map(move |name| (Kind::Identity, name.clone(), kept.not_after, kept.check(now)))
+            names.map(move |name| kept.shown(Kind::Identity, name.clone(), now))
         });
         let origin_trust = self
             .origin_trust
             .iter()
-            .map(|(sources, kept)| (Kind::OriginTrust, load::shown(sources).into(), kept.not_after, kept.check(now)));
+            .map(|(sources, kept)| kept.shown(Kind::OriginTrust, load::shown(sources).into(), now));
         let caller_trust = self.caller_trust.iter().map(|(sources, kept)| {
+            let lists_end = kept.value.as_ref().ok().and_then(|trust| trust.revocation_ends());
             let name = load::shown(sources.iter().flatten()).into();
-            (Kind::CallerTrust, name, kept.not_after, kept.check(now))
+            Shown { lists_end, ..kept.shown(Kind::CallerTrust, name, now) }
         });
-        let all = identities.chain(origin_trust).chain(caller_trust);
-        all.map(|(kind, name, not_after, check)| Shown { kind, name, not_after, unusable: check.err() }).collect()
+        identities.chain(origin_trust).chain(caller_trust).collect()
     }
 
     /// Whether everything that is wanted can be used at this time.

@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use adit::metrics::Metrics;
+use adit::{
+    config::{IdentitySource, SecretRef},
+    edge::{EdgeConfig, certificates::FileCertificate},
+    metrics::Metrics,
+};
 use regex::Regex;
 use tokio::process::Command;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::harness::{Lab, Over};
+use crate::harness::{LIMIT, Lab, Over};
 
 const RULES: &str = include_str!("../../deploy/prometheus/adit.rules.yml");
 
@@ -51,13 +55,14 @@ fn selected(line: &str, metric: &str, labels: &[(String, Regex)]) -> bool {
 }
 
 #[tokio::test]
-async fn every_series_that_a_rule_asks_for_is_exposed_by_a_running_connector() {
+async fn every_series_that_a_rule_asks_for_is_exposed_by_a_running_connector_or_edge() {
     let made = adit::tls::issue::new_laboratory("test").unwrap();
     let issuer = adit::tls::issue::Authority::from_pem(&made.intermediate.certificate_pem, &made.intermediate.key_pem);
     let ids = ["spiffe://test/adit".parse().unwrap()];
     let lifetime = std::time::Duration::from_secs(86_400);
     let leaf = adit::tls::issue::Leaf { name: "adit", dns: &[], uris: &ids, lifetime };
-    let leaf = issuer.unwrap().issue_leaf(&leaf).unwrap();
+    let issuer = issuer.unwrap();
+    let leaf = issuer.issue_leaf(&leaf).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, content: String| -> PathBuf {
         let path = dir.path().join(name);
@@ -67,13 +72,20 @@ async fn every_series_that_a_rule_asks_for_is_exposed_by_a_running_connector() {
     let chain = leaf.certificate_pem + &made.intermediate.certificate_pem;
     let bundle = file("adit.pem", chain + &leaf.key_pem);
     let root = file("root.pem", made.root.certificate_pem);
-    let (bundle, root) = (bundle.display(), root.display());
+    let list = file("crl.pem", issuer.revocation_list(None, &[]).unwrap().pem);
+    let material = Some(IdentitySource { certificate: SecretRef::File(bundle.clone()), key: None });
+    let certificate = FileCertificate { hostnames: vec!["web.test".into()], material, ..FileCertificate::default() };
+    let (bundle, root, list) = (bundle.display(), root.display(), list.display());
     let yaml = format!(
         "innerHop:\n  identities: {{ default: {{ certificate: {bundle} }} }}\n  originTrust: [ {root} ]\n  \
-         callers: {{ trustAnchors: [ {root} ] }}\ningress:\n  - service: https://127.0.0.1:1\n"
+         callers: {{ trustAnchors: [ {root} ], crls: [ {list} ] }}\ningress:\n  - service: https://127.0.0.1:1\n\
+         guard:\n  - listen: 127.0.0.1:0\n    certificate: {bundle}\n    service: http://127.0.0.1:1\n    \
+         callers: {{ trustAnchors: [ {root} ] }}\n"
     );
-    let lab = Lab::start(Over::Quic, &yaml).await;
-    let exposed = lab.admin("/metrics").await.text();
+    let mut lab = Lab::edge_with(|config| EdgeConfig { certificates: vec![certificate], ..config }).await;
+    lab.connect(Over::Quic, &yaml, |flags| flags).await;
+    lab.edge.registered(lab.token.tunnel, 1, LIMIT).await.expect("the connector did not register");
+    let exposed = lab.admin("/metrics").await.text() + &lab.edge.metrics();
     let mut asked = 0;
     for (alert, expression) in rules() {
         for (metric, labels) in selectors(&expression) {

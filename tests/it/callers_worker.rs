@@ -283,6 +283,21 @@ async fn revoked(over: Over, how: Revoked) {
     records.lab.finish().await;
 }
 
+async fn revoked_in_a_drain(over: Over) {
+    let records = Records::start(over, |yaml| yaml).await;
+    let a = worker(&records.authority, "a");
+    let mut download = records.visit(&records.tls(Some(&a))).await;
+    download.send("GET /download HTTP/1.1\r\nHost: web.test\r\n\r\n").await;
+    assert_eq!(download.answer_head().await.status, 200);
+    assert_eq!(download.exact(4).await, b"half");
+    records.lab.tasks.drain_and_stay();
+    records.lab.admin_says("/readyz", 503).await;
+    records.revoke(&a);
+    assert_eq!(tokio::time::timeout(LIMIT, download.rest()).await.expect("his stream goes on"), b"");
+    assert_eq!(records.metric("adit_caller_decisions_total{outcome=\"withdrawn\",cause=\"\"}"), 1);
+    records.lab.finish().await;
+}
+
 /// A second rule keeps referring to the workers' trust.
 fn with_another_rule(yaml: String) -> String {
     yaml.replace(
@@ -330,5 +345,6 @@ over_both! {
     workers_write_and_read_as_the_list_says => roles,
     a_worker_that_is_taken_off_the_list_is_out_at_once => async |over| Box::pin(revoked(over, Revoked::ByPolicy)).await,
     a_worker_whose_certificate_is_revoked_is_out_at_once => async |over| Box::pin(revoked(over, Revoked::ByList)).await,
+    a_worker_who_is_revoked_during_a_drain_is_out_as_well => revoked_in_a_drain,
     a_rule_that_is_gone_leaves_its_streams_to_their_trust => gone,
 }

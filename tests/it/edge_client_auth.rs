@@ -262,6 +262,38 @@ async fn wrong_connection(over: Over) {
     lab.finish().await;
 }
 
+/// A name goes before any `*.`, and a longer `*.` before a shorter one, wherever they stand in the file.
+async fn order(over: Over) {
+    let papers = Papers::new();
+    let leaf = papers.trusted.leaf(&["caller.test"]);
+    let mut entries = vec![
+        entry(&["*.web.test"], ClientAuth::Off, vec![]),
+        entry(&["admin.web.test"], ClientAuth::Required, papers.trust()),
+        entry(&["*.deep.web.test"], ClientAuth::Required, papers.trust()),
+        entry(&["open.deep.web.test"], ClientAuth::Off, vec![]),
+    ];
+    for _ in 0..2 {
+        let lab = lab(over, entries.clone()).await;
+        for (host, demanded) in [
+            ("a.web.test", false),
+            ("admin.web.test", true),
+            ("a.deep.web.test", true),
+            ("a.b.deep.web.test", true),
+            ("open.deep.web.test", false),
+        ] {
+            for leaf in [None, Some(&leaf)] {
+                let stream = connect(&lab, visitor(&lab, &papers, leaf, "http/1.1"), host).await.unwrap();
+                let answer = ask(stream, host).await;
+                let expected = if demanded && leaf.is_none() { Some("caller-missing") } else { None };
+                assert_eq!(answer.code(), expected, "{host}");
+                assert_eq!(heard(&answer.text(), "client-cert").is_some(), demanded && leaf.is_some(), "{host}");
+            }
+        }
+        lab.finish().await;
+        entries.reverse();
+    }
+}
+
 /// In clear nobody can show a certificate, whatever he says.
 async fn in_clear(over: Over) {
     let papers = Papers::new();
@@ -349,6 +381,7 @@ async fn without_key(over: Over) {
 over_both! {
     visitors_are_served_and_relayed_as_their_hostname_asks => matrix,
     a_hostname_that_demands_more_than_the_connection_was_asked_for_is_misdirected => wrong_connection,
+    the_order_of_entries_takes_no_demand_away => order,
     nobody_has_a_certificate_in_clear => in_clear,
     a_chain_that_is_too_large_is_no_valid_one_and_not_none => too_large,
     a_certificate_without_its_key_ends_the_handshake => without_key,

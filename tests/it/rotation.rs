@@ -297,7 +297,8 @@ async fn an_expired_identity_keeps_the_process_unready_until_it_is_replaced() {
         let page = ask(admin, "/").await.unwrap().1;
         assert!(page.contains("identity default  UNUSABLE: expired"), "{page}");
         // By itself, once it is right; and it ends by itself, without a file that changes.
-        std::fs::write(&file, until(4).bundle()).unwrap();
+        // Long enough to be read and seen on a busy machine.
+        std::fs::write(&file, until(15).bundle()).unwrap();
         says(admin, "/readyz", 200).await;
         says(admin, "/readyz", 503).await;
         let unusable =

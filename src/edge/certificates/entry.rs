@@ -4,7 +4,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use rustls::{
@@ -18,12 +18,12 @@ use zeroize::Zeroizing;
 use super::{ClientAuth, Error, FileCertificate, own::Own, server_config, sessions::Sessions};
 use crate::{
     config::{IdentitySource, SecretRef},
-    edge::{leaf::certified, trust::Trust},
-    identity::{Certificate, Digest},
+    edge::trust::Trust,
+    identity::Digest,
     secrets,
     tls::{
         self,
-        material::Material,
+        keyring::Identity,
         pem::{self, PemError},
         possession::Possession,
     },
@@ -32,20 +32,25 @@ use crate::{
 /// Names of authorities told to visitors; where they are more, none is told.
 const MOST_HINTS: usize = 16 << 10;
 
+/// Silence after the last write, as where files are followed.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Attempts on files that somebody writes; whoever follows them reads again once he is done.
+const ATTEMPTS: usize = 10;
+
 /// A certificate for hostnames, and what their visitors are asked for.
 pub(in crate::edge) struct Entry {
     file: FileCertificate,
     own: Arc<Own>,
     sessions: Arc<Sessions>,
     now: watch::Sender<Generation>,
-    /// What was said of files that cannot be used, certificate and trust, so that it is said once.
+    /// What was said of files that cannot be used, certificate and trust, so that it is said once. Held by who reads.
     told: Mutex<[Option<String>; 2]>,
 }
 
 /// What is in force.
 #[derive(Clone)]
 struct Generation {
-    material: Option<Loaded<CertifiedKey>>,
+    material: Option<Loaded<Identity>>,
     trust: Option<Loaded<Trust>>,
     config: Arc<ServerConfig>,
 }
@@ -84,9 +89,9 @@ impl Entry {
         Ok(Self { file, own, sessions, now, told: Mutex::default() })
     }
 
-    /// Whether its certificate is for this name.
+    /// Whether this very name stands in it.
     pub(super) fn names(&self, name: &str) -> bool {
-        matches_any(&self.file.hostnames, name)
+        self.file.hostnames.iter().any(|hostname| hostname == name)
     }
 
     /// The length of its longest `*.` that this name is below.
@@ -120,16 +125,40 @@ impl Entry {
         material.flatten().chain(&self.file.trust).filter_map(secrets::file_of).collect()
     }
 
+    /// When the certificate from its file, or one of its chain, ends.
+    pub(super) fn not_after(&self) -> Option<i64> {
+        self.now.borrow().material.as_ref().map(|loaded| loaded.value.valid().1)
+    }
+
+    /// What its files hold now that they have settled. `None`: they do not; they are told as changed once they have.
+    fn load(&self, before: &Generation) -> Option<(Read<Identity>, Read<Trust>)> {
+        let load = || {
+            let old = before.material.as_ref();
+            let material = load_material(&self.file, old).and_then(|loaded| match &loaded {
+                Some(new) if of(old) != Some(new.of) => in_time(&self.file, &new.value).map(|()| loaded),
+                _ => Ok(loaded),
+            });
+            (material, load_trust(&self.file, before.trust.as_ref()))
+        };
+        let files = self.files();
+        for _ in 0..ATTEMPTS {
+            match secrets::settled(&files, SETTLE, load) {
+                Ok(loaded) => return Some(loaded),
+                Err(left) => std::thread::sleep(left),
+            }
+        }
+        None
+    }
+
     /// Returns what [`super::Certificates::reload`] sums up.
     pub(super) fn reload(&self) -> (usize, usize) {
-        let before = self.now.borrow().clone();
-        let old = before.material.as_ref();
-        let material = load_material(&self.file, old).and_then(|loaded| match &loaded {
-            Some(new) if of(old) != Some(new.of) => in_time(&self.file, &new.value).map(|()| loaded),
-            _ => Ok(loaded),
-        });
-        let trust = load_trust(&self.file, before.trust.as_ref());
+        // Before anything is read: who published last has read last.
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.now.borrow().clone();
+        let Some((material, trust)) = self.load(&before) else {
+            tracing::warn!(hostnames = ?self.file.hostnames, "visitors' TLS: files do not come to rest, the old stay");
+            return (0, 0);
+        };
         let [about_material, about_trust] = &mut *told;
         let mut refused = 0;
         let material = kept(material, before.material.clone(), about_material, &mut refused, "certificate", self);
@@ -158,9 +187,12 @@ fn of<T>(loaded: Option<&Loaded<T>>) -> Option<Digest> {
     loaded.map(|loaded| loaded.of)
 }
 
+/// What became of reading; `None`: nothing is to be read.
+type Read<T> = Result<Option<Loaded<T>>, Error>;
+
 /// The new if it can be used, else the old.
 fn kept<T>(
-    new: Result<Option<Loaded<T>>, Error>,
+    new: Read<T>,
     old: Option<Loaded<T>>,
     told: &mut Option<String>,
     refused: &mut usize,
@@ -186,10 +218,7 @@ fn kept<T>(
 }
 
 /// `before` again, if the sources hold what they held.
-fn load_material(
-    file: &FileCertificate,
-    before: Option<&Loaded<CertifiedKey>>,
-) -> Result<Option<Loaded<CertifiedKey>>, Error> {
+fn load_material(file: &FileCertificate, before: Option<&Loaded<Identity>>) -> Read<Identity> {
     let Some(IdentitySource { certificate, key }) = &file.material else { return Ok(None) };
     let key = key.as_ref().unwrap_or(certificate);
     let (chain, secret) = (secrets::read(certificate)?, secrets::read(key)?);
@@ -199,11 +228,12 @@ fn load_material(
     }
     let chain = pem::certificates(&chain).map_err(wrong(certificate))?;
     let key = pem::key(&secret).map_err(wrong(key))?;
-    let value = certified(Material { chain, key })?;
-    Ok(Some(Loaded { of, value }))
+    let identity = Identity::new(chain, key);
+    let identity = identity.map_err(|source| Error::Identity { origin: certificate.to_string(), source })?;
+    Ok(Some(Loaded { of, value: Arc::new(identity) }))
 }
 
-fn load_trust(file: &FileCertificate, before: Option<&Loaded<Trust>>) -> Result<Option<Loaded<Trust>>, Error> {
+fn load_trust(file: &FileCertificate, before: Option<&Loaded<Trust>>) -> Read<Trust> {
     if file.trust.is_empty() {
         return Ok(None);
     }
@@ -230,33 +260,22 @@ fn digest<'a>(files: impl IntoIterator<Item = &'a Zeroizing<Vec<u8>>>) -> Digest
     Digest::of(&digests)
 }
 
-/// Whether a visitor would take the certificate now, as far as its time goes.
-fn in_time(file: &FileCertificate, key: &CertifiedKey) -> Result<(), Error> {
-    let outside = |why| {
-        let origin = file.material.as_ref().map(|source| source.certificate.to_string()).unwrap_or_default();
-        Err(Error::Certificate { origin, why })
-    };
-    let Some(leaf) = key.cert.first().and_then(|leaf| Certificate::parse(leaf).ok()) else {
-        return outside("cannot be read");
-    };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    match i64::try_from(now).unwrap_or(i64::MAX) {
-        now if now < leaf.not_before => outside("is not valid yet"),
-        now if now > leaf.not_after => outside("has expired"),
-        _ => Ok(()),
-    }
+/// Whether a visitor would take the certificate now, as far as its time and that of its chain go.
+fn in_time(file: &FileCertificate, identity: &Identity) -> Result<(), Error> {
+    let origin = || file.material.as_ref().map(|source| source.certificate.to_string()).unwrap_or_default();
+    identity.check(SystemTime::now()).map_err(|why| Error::Time { origin: origin(), why })
 }
 
 fn config(
     file: &FileCertificate,
     own: &Arc<Own>,
-    material: Option<&Loaded<CertifiedKey>>,
+    material: Option<&Loaded<Identity>>,
     trust: Option<&Loaded<Trust>>,
     sessions: &Arc<Sessions>,
 ) -> Result<Arc<ServerConfig>, tls::Error> {
     let resolver: Arc<dyn ResolvesServerCert> = match material {
         Some(loaded) => {
-            Arc::new(FromFile { hostnames: file.hostnames.clone(), key: loaded.value.clone(), own: own.clone() })
+            Arc::new(FromFile { hostnames: file.hostnames.clone(), key: loaded.value.key.clone(), own: own.clone() })
         }
         None => own.clone(),
     };

@@ -291,9 +291,7 @@ impl<R: Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>, ReadError>> Loading<'_, R> 
         ];
         let content = content_of(content.iter().map(|digest| &digest.0[..]));
         let trust = CallerTrust::new(living().cloned().collect(), intermediates, allowlisted, crls)?;
-        let revocation_ends = trust.revocation_ends();
-        let kept = anchors.kept(self, trust, content);
-        Ok(Kept { not_after: kept.not_after.into_iter().chain(revocation_ends).min(), ..kept })
+        Ok(anchors.kept(self, trust, content))
     }
 
     fn anchors<'a>(&self, sources: &'a [SecretRef]) -> Result<Anchors<'a>, Fault> {

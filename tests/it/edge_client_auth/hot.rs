@@ -2,13 +2,16 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use adit::edge::certificates::{ClientAuth, FileCertificate};
+use adit::{
+    config::{IdentitySource, SecretRef},
+    edge::certificates::{ClientAuth, FileCertificate},
+};
 use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
 use super::{Papers, ask, connect, connect_with, entry, heard, item, lab, lab_with, own_certificate, visitor};
-use crate::harness::{Lab, Over, eventually, over_both, peer::Peer, read_head, rule, service};
+use crate::harness::{Lab, Over, eventually, over_both, peer::Peer, read_head, rule, service, tls::Leaf};
 
 const HOST: &str = "required.web.test";
 
@@ -113,6 +116,28 @@ async fn certificate_changes(over: Over) {
     lab.finish().await;
 }
 
+async fn strangers(over: Over) {
+    let papers = Papers::new();
+    let bundle = |leaf: &Leaf, more: &str| {
+        papers.write("next.pem", &format!("{}{more}{}", leaf.certificate, leaf.key));
+        std::fs::rename(papers.path("next.pem"), papers.path("server.pem")).unwrap();
+    };
+    bundle(&papers.trusted.leaf(&[HOST]), "");
+    let material = Some(IdentitySource { certificate: SecretRef::File(papers.path("server.pem")), key: None });
+    let lab = lab(over, vec![FileCertificate { material, ..entry(&[HOST], ClientAuth::Off, vec![]) }]).await;
+    let ends = || lab.edge_metric("adit_edge_certificate_not_after_seconds{entry=\"0\"}");
+    let first = ends();
+    bundle(&papers.trusted.leaf(&[HOST]), &papers.strange.pem);
+    eventually("the stranger is refused", async || reloads(&lab, "refused") == 1).await;
+    assert_eq!(reloads(&lab, "replaced"), 0);
+    let end = time::OffsetDateTime::now_utc() + time::Duration::days(3);
+    let key = rcgen::KeyPair::generate().unwrap();
+    bundle(&papers.trusted.leaf_with(&[HOST], &key, |params| params.not_after = end), &papers.trusted.pem);
+    eventually("the whole chain is used", async || reloads(&lab, "replaced") == 1).await;
+    assert!(first > ends() && ends() == end.unix_timestamp() as u64);
+    lab.finish().await;
+}
+
 async fn websocket(over: Over) {
     let papers = Papers::new();
     let leaf = papers.trusted.leaf(&["caller.test"]);
@@ -148,5 +173,6 @@ over_both! {
     a_resumed_session_relays_what_was_shown_in_its_first_handshake => resumed,
     changed_trust_counts_for_kept_connections_and_resumed_sessions => trust_changes,
     a_changed_certificate_is_used_once_it_is_whole_and_fits => certificate_changes,
+    a_chain_with_a_certificate_of_another_is_not_used => strangers,
     a_websocket_is_a_request_like_any_other => websocket,
 }
