@@ -13,6 +13,7 @@ pub mod relayed;
 use std::sync::Arc;
 
 pub use policy::{Denied, Permit, Policy};
+use rustls::pki_types::CertificateDer;
 
 use crate::{
     identity::{Certificate, Digest},
@@ -29,6 +30,9 @@ pub struct Caller {
     /// The digest of the public key that signed the leaf, if the chain was verified; a certificate that is valid by
     /// itself has none.
     pub issuer_key: Option<Digest>,
+    /// The issuers that were verified between leaf and anchor, the leaf's own first; of what was sent only these are
+    /// told to services.
+    pub chain: Arc<[CertificateDer<'static>]>,
     /// Whether any of it is proven.
     pub verdict: Result<(), CallerError>,
     /// What services are told, written down once.
@@ -39,13 +43,11 @@ impl Caller {
     /// Somebody who showed this, and what came of it.
     pub fn new(shown: Shown, verdict: Result<Verified, CallerError>) -> Self {
         let certificate = Certificate::parse(&shown.leaf).ok();
-        Self {
-            issuer_key: verdict.ok().and_then(|verified| verified.issuer_key),
-            verdict: verdict.map(|_| ()),
-            certificate,
-            shown,
-            values: headers::Values::default(),
-        }
+        let (verdict, Verified { issuer_key, chain }) = match verdict {
+            Ok(verified) => (Ok(()), verified),
+            Err(why) => (Err(why), Verified::default()),
+        };
+        Self { issuer_key, chain, verdict, certificate, shown, values: headers::Values::default() }
     }
 }
 

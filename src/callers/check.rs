@@ -63,10 +63,11 @@ impl Check {
                 return known;
             }
         }
-        let bytes = shown.leaf.len() + shown.chain.iter().map(|der| der.len()).sum::<usize>();
         let until = self.trust.holds_until(&shown, now);
         let verdict = self.trust.verify(&shown, now);
         let caller = Arc::new(Caller::new(shown, verdict));
+        let chains = caller.shown.chain.iter().chain(caller.chain.iter());
+        let bytes = caller.shown.leaf.len() + chains.map(|der| der.len()).sum::<usize>();
         let entry = Entry { caller: Arc::clone(&caller), since: seconds, until, bytes };
         let memory = if caller.verdict.is_ok() { &self.valid } else { &self.invalid };
         memory.lock().unwrap_or_else(PoisonError::into_inner).keep(key, entry);

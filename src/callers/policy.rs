@@ -258,7 +258,10 @@ mod tests {
             not_after: i64::MAX,
         };
         let shown = Shown { leaf: Vec::new().into(), chain: Arc::from([]) };
-        let mut caller = Caller::new(shown, verdict.map(|()| Verified { issuer_key: Some(Digest::of(b"issuer")) }));
+        let mut caller = Caller::new(
+            shown,
+            verdict.map(|()| Verified { issuer_key: Some(Digest::of(b"issuer")), ..Verified::default() }),
+        );
         caller.certificate = Some(certificate);
         Some(Arc::new(caller))
     }

@@ -65,11 +65,14 @@ pub struct Shown {
     pub chain: Arc<[CertificateDer<'static>]>,
 }
 
-/// What is proven of a caller besides that its certificate is valid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is proven of a caller besides that its certificate is valid. The default is that of one that is valid by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// The digest of the public key that signed the leaf; `None` if the certificate is valid by itself.
     pub issuer_key: Option<Digest>,
+    /// What stands between leaf and anchor, the leaf's issuer first, whether it was sent or known. A caller may send
+    /// anything else beside it: nothing is proven of that.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }
 
 impl CallerTrust {
@@ -107,7 +110,7 @@ impl CallerTrust {
     pub fn verify(&self, shown: &Shown, now: SystemTime) -> Result<Verified, CallerError> {
         let searched = self.search(shown, now);
         match searched {
-            Err(_) if self.allowlisted.contains(&Digest::of(&shown.leaf)) => Ok(Verified { issuer_key: None }),
+            Err(_) if self.allowlisted.contains(&Digest::of(&shown.leaf)) => Ok(Verified::default()),
             other => other,
         }
     }

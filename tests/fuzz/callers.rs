@@ -105,7 +105,7 @@ pub(super) fn relayed(input: &[u8]) -> u64 {
         assert!(bytes <= 64 << 10 && shown.chain.len() < 32 && !shown.leaf.is_empty());
         all.push((true, shown.chain.len() + 1, about(bytes)));
         let issuer_key = Some(adit::identity::Digest::of(b""));
-        let caller = Caller::new(shown.clone(), Ok(Verified { issuer_key }));
+        let caller = Caller::new(shown.clone(), Ok(Verified { issuer_key, chain: shown.chain.clone() }));
         if bytes <= 16 << 10 {
             let again = relayed::read(&written(CallerHeaders::Rfc9440, &caller), RelayedBy::Rfc9440);
             assert_eq!(again, Relayed::Shown(shown.clone()));
@@ -170,7 +170,7 @@ pub(super) fn caller_certificate(input: &[u8]) -> u64 {
     }
     assert!(written(CallerHeaders::Xfcc, &caller).len() <= 1);
     // Whatever a certificate says of itself, it can be told of if it was verified, too.
-    let trusted = Caller::new(caller.shown.clone(), Ok(Verified { issuer_key: None }));
+    let trusted = Caller::new(caller.shown.clone(), Ok(Verified::default()));
     let told = written(CallerHeaders::Xfcc, &trusted);
     assert_eq!(told.len(), usize::from(trusted.certificate.is_some()));
     let facts = caller.certificate.as_ref();

@@ -205,12 +205,35 @@ fn a_good_chain_is_found_among_strangers_certificates() {
 }
 
 #[test]
+fn the_chain_of_a_verified_caller_is_the_one_that_was_verified_and_not_the_one_that_was_sent() {
+    let (root, stranger) = (Ca::new("root"), Ca::new("stranger"));
+    let (first, unrelated) = (root.under("first"), stranger.under("unrelated"));
+    let second = first.under("second");
+    let leaf = second.leaf(&["a.test"]);
+    let chain = |ca: &[&Ca]| ca.iter().map(|ca| ca.der()).collect::<Vec<_>>();
+    let knows_all = CallerTrust::new(vec![root.der()], chain(&[&first, &second]), vec![], vec![]).unwrap();
+    let knows_one = CallerTrust::new(vec![root.der()], chain(&[&first]), vec![], vec![]).unwrap();
+    let cases: [(_, &[&Ca]); 4] = [
+        (&knows_all, &[]),
+        (&knows_all, &[&unrelated]),
+        (&knows_one, &[&second]),
+        (&trust(&[&root], vec![]), &[&unrelated, &stranger, &first, &root, &second, &second]),
+    ];
+    for (trust, sent) in cases {
+        let verified = trust.verify(&shown(&leaf, sent), SystemTime::now()).unwrap();
+        assert_eq!(verified.chain[..], chain(&[&second, &first]), "{} sent", sent.len());
+    }
+    let direct = shown(&root.leaf(&["a.test"]), &[&unrelated]);
+    assert!(knows_all.verify(&direct, SystemTime::now()).unwrap().chain.is_empty());
+}
+
+#[test]
 fn who_is_allow_listed_needs_nothing_else_and_has_no_issuer() {
     let stranger = Ca::new("stranger");
     let leaf = stranger.leaf(&["a.test"]);
     let der = leaf.chain()[0].clone();
     let trust = CallerTrust::new(vec![], vec![], vec![der.clone()], vec![]).unwrap();
-    assert_eq!(verify(&trust, &leaf), Ok(Verified { issuer_key: None }));
+    assert_eq!(verify(&trust, &leaf), Ok(Verified::default()));
     assert_eq!(verify(&trust, &stranger.leaf(&["a.test"])), Err(CallerError::UnknownIssuer));
     // Whose chain is verified as well is known by his issuer, too.
     let trust = CallerTrust::new(vec![stranger.der()], vec![], vec![der], vec![]).unwrap();

@@ -4,6 +4,7 @@
 
 use adit::callers::{MaybeCaller, Relayed, check::Check, headers::Writer, relayed};
 use adit::config::{CallerHeaders, Callers, RelayedBy};
+use adit::tls::callers::Shown;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, Request};
 use rustls::pki_types::CertificateDer;
@@ -102,10 +103,8 @@ fn what_is_told_of_a_verified_caller_is_read_back_as_it_was_shown() {
         }
         let animal = zoo.make(&row.name, As::Client).unwrap();
         let caller = check.caller(Relayed::Shown(animal.shown()));
-        let mut whole = animal.shown();
-        if caller.as_ref().unwrap().issuer_key.is_none() {
-            whole.chain = [].into();
-        }
+        // Some come with more than was verified, or with less.
+        let whole = Shown { chain: caller.as_ref().unwrap().chain.clone(), ..animal.shown() };
         for (written, form) in [(CallerHeaders::Rfc9440, RelayedBy::Rfc9440), (CallerHeaders::Xfcc, RelayedBy::Xfcc)] {
             let headers = told(&caller, written);
             assert_eq!(relayed::read(&headers, form), Relayed::Shown(whole.clone()), "{} {form:?}", row.name);
@@ -113,6 +112,30 @@ fn what_is_told_of_a_verified_caller_is_read_back_as_it_was_shown() {
         }
     }
     assert!(read > 20, "{read}");
+}
+
+/// What else was sent is a stranger's word.
+#[test]
+fn a_service_hears_nothing_of_certificates_that_were_sent_and_not_verified() {
+    let zoo = Zoo::new();
+    let check = Check::new(zoo.trust());
+    let good = zoo.make("good", As::Client).unwrap().shown();
+    let strangers = zoo.make("malformed", As::Client).unwrap().chain;
+    let mixed = strangers.iter().chain(good.chain.iter()).chain(&strangers).cloned();
+    let more = Shown { leaf: good.leaf.clone(), chain: mixed.collect() };
+    let [less, more] = [good.clone(), more].map(|shown| check.caller(Relayed::Shown(shown)));
+    assert_eq!(more.as_ref().unwrap().verdict, Ok(()));
+    assert!(!good.chain.is_empty());
+    for form in [CallerHeaders::XClientCert, CallerHeaders::Rfc9440, CallerHeaders::Xfcc] {
+        assert_eq!(told(&more, form), told(&less, form), "{form:?}");
+    }
+    // Nor of the chain of one that is valid by itself.
+    let mut alone = zoo.make("allow-listed", As::Client).unwrap().shown();
+    alone.chain = strangers.into();
+    let alone = check.caller(Relayed::Shown(alone));
+    assert_eq!(alone.as_ref().unwrap().verdict, Ok(()));
+    assert_eq!(value(&told(&alone, CallerHeaders::XClientCert), "chain"), "");
+    assert!(!told(&alone, CallerHeaders::Rfc9440).contains_key("client-cert-chain"));
 }
 
 #[test]

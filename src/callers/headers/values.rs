@@ -7,7 +7,7 @@ use http::HeaderValue;
 use time::OffsetDateTime;
 
 use super::{super::Caller, byte_sequence};
-use crate::{identity::Certificate, tls::callers::Shown};
+use crate::identity::Certificate;
 
 const EMPTY: HeaderValue = HeaderValue::from_static("");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
@@ -185,7 +185,7 @@ fn leaf_and_chain(caller: &Caller, errors: &mut Vec<String>) -> [String; 2] {
     if caller.verdict.is_err() {
         return [leaf, chain];
     }
-    let Shown { leaf: leaf_der, chain: rest } = &caller.shown;
+    let (leaf_der, rest) = (&caller.shown.leaf, &caller.chain);
     if leaf_der.len() > MOST_DER {
         errors.push("client_cert_validated_leaf_exceeded_size_limit".to_owned());
     } else {

@@ -18,7 +18,7 @@ pub(super) fn element(caller: &Caller) -> Option<HeaderValue> {
         let _ = write!(element, "{byte:02x}");
     }
     let leaf = &caller.shown.leaf;
-    let rest = &caller.shown.chain;
+    let rest = &caller.chain;
     if leaf.len() <= MOST_DER {
         let _ = write!(element, ";Cert=\"{}\"", pem(leaf));
     }

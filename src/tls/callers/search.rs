@@ -123,7 +123,10 @@ impl CallerTrust {
         let examined = Examined(Cell::new(0));
         entity
             .verify_for_usage(key::SIGNATURES, &anchors, &candidates, time, &examined, None, Some(&last_check))
-            .map(|path| Verified { issuer_key: Some(Digest::of(&path.issuer_spki())) })
+            .map(|path| Verified {
+                issuer_key: Some(Digest::of(&path.issuer_spki())),
+                chain: path.intermediate_certificates().map(|issuer| issuer.der().into_owned()).collect(),
+            })
             .map_err(|error| match (refused.get(), reason(&error)) {
                 (Some(why), _) => why,
                 (None, why @ (CallerError::ValidationFailed | CallerError::UnknownIssuer)) => {
