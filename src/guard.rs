@@ -2,7 +2,8 @@
 //!
 //! A guard is the other end of a connector's inner hop, or of anybody's who has a certificate. Its service is the one
 //! rule of a table of its own, so a request is served as an edge's is; its caller is the peer of the handshake. Knows no
-//! tunnel. What is proven is asked anew: of each request, of each stream when trust or lists change.
+//! tunnel. What is proven is asked anew: of each request, of each stream when trust or lists change. A guard that is gone
+//! from the file ends: nobody would hear any more whom its trust has lost.
 
 mod listener;
 mod requests;
@@ -32,6 +33,7 @@ use crate::{
     transport::visiting::Bounds,
 };
 use listener::Listener;
+use secrets::Followed;
 
 /// How long a guard that is asked to stop still accepts, unready: whoever chooses doors by `/readyz` needs a moment.
 pub const UNREADY: Duration = Duration::from_secs(5);
@@ -135,7 +137,24 @@ impl Shared {
 #[derive(Clone, Debug)]
 pub struct GuardsHandle {
     shared: Arc<Shared>,
-    listeners: Arc<[(SocketAddr, String)]>,
+    listeners: Arc<[Listening]>,
+}
+
+/// One guard as it is shown to people.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The service as configured.
+    pub service: String,
+    closing: CancellationToken,
+}
+
+impl Listening {
+    /// Whether it takes nobody new: the guards stop, or it is gone from the file.
+    pub fn is_closed(&self) -> bool {
+        self.closing.is_cancelled()
+    }
 }
 
 impl GuardsHandle {
@@ -159,9 +178,9 @@ impl GuardsHandle {
         self.shared.tasks.panics()
     }
 
-    /// Where they listen, and for what.
-    pub fn listeners(&self) -> impl Iterator<Item = (SocketAddr, &str)> {
-        self.listeners.iter().map(|(address, service)| (*address, service.as_str()))
+    /// Each guard of the start, in the order of the file.
+    pub fn listeners(&self) -> &[Listening] {
+        &self.listeners
     }
 }
 
@@ -195,7 +214,7 @@ impl Guards {
         for (number, guard) in guards.into_iter().enumerate() {
             let addr = guard.listen;
             let socket = TcpListener::bind(addr).await.map_err(|source| Error::Listen { addr, source })?;
-            listeners.push(Listener { number, guard, socket });
+            listeners.push(Listener { number, guard, socket, closing: shared.closing.child_token() });
         }
         Ok(Self { shared, listeners, unready })
     }
@@ -208,14 +227,19 @@ impl Guards {
 
     /// A view on them.
     pub fn handle(&self) -> GuardsHandle {
-        let services = self.listeners.iter().map(|one| one.guard.spelling.clone());
-        let listeners = self.addresses().into_iter().zip(services).collect();
+        let listening = |(address, one): (SocketAddr, &Listener)| Listening {
+            address,
+            service: one.guard.spelling.clone(),
+            closing: one.closing.clone(),
+        };
+        let listeners = self.addresses().into_iter().zip(&self.listeners).map(listening).collect();
         GuardsHandle { shared: self.shared.clone(), listeners }
     }
 
     /// Begins to accept with what is in the keyring, and follows it and the guards of the file, as far as they listen
-    /// where they did. Ends when `tasks` drain and every caller has got
-    /// what he had asked for, or the grace period, which counts from the beginning of the drain, is over.
+    /// where they did. One whose address is gone from the file closes at once, and its callers have the grace period
+    /// for what they are about. Ends when `tasks` drain and every caller has got what he had asked for, or the grace
+    /// period, which counts from the beginning of the drain, is over.
     ///
     /// # Errors
     ///
@@ -230,7 +254,8 @@ impl Guards {
         let Self { shared, listeners, unready } = self;
         let _end = End(shared.tasks.clone());
         for listener in listeners {
-            listener.serve(&shared, guards.clone(), keyring.clone())?;
+            let followed = Followed { guards: guards.clone(), keyring: keyring.clone(), grace: grace.clone() };
+            listener.serve(&shared, followed)?;
         }
         tasks.draining().cancelled().await;
         let began = tasks.drained_at().unwrap_or_else(Instant::now);

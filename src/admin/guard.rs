@@ -57,9 +57,7 @@ impl GuardView {
 
     fn page(&self) -> String {
         let mut page = format!("adit guard {}\n\n", env!("CARGO_PKG_VERSION"));
-        for (address, service) in self.guards.listeners() {
-            let _ = writeln!(page, "guard {address} -> {service}");
-        }
+        guards_page(&mut page, &self.guards);
         secrets_page(&mut page, &self.keyring.borrow().clone());
         let _ = writeln!(
             page,
@@ -68,5 +66,13 @@ impl GuardView {
             self.guards.in_flight()
         );
         page
+    }
+}
+
+/// Every guard of the start.
+pub(super) fn guards_page(page: &mut String, guards: &GuardsHandle) {
+    for guard in guards.listeners() {
+        let closed = if guard.is_closed() { "  closed" } else { "" };
+        let _ = writeln!(page, "guard {} -> {}{closed}", guard.address, guard.service);
     }
 }

@@ -8,10 +8,11 @@ use tokio::{
     sync::watch,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Error, Shared, requests,
-    secrets::{Begun, Secrets},
+    secrets::{Begun, Followed, Secrets},
     streams,
 };
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
     metrics::guard::{GuardMetrics, Handshake},
     places::Place,
     proxy::Proxy,
-    tls::{callers::Shown, keyring::Keyring},
+    tls::callers::Shown,
 };
 
 /// After a failure to accept: mostly no file descriptors, which does not pass by asking again at once.
@@ -33,6 +34,8 @@ pub(super) struct Listener {
     pub(super) number: usize,
     pub(super) guard: Guard,
     pub(super) socket: TcpListener,
+    /// Cancelled when the doors of all close, or this one's guard is gone from the file.
+    pub(super) closing: CancellationToken,
 }
 
 /// What the connections of one guard share.
@@ -43,6 +46,8 @@ pub(super) struct Post {
     /// The guard's one rule, of the newest generation.
     pub(super) proxy: Proxy,
     pub(super) listen: SocketAddr,
+    /// Cancelled when it takes nobody new and its connections are to end.
+    pub(super) closing: CancellationToken,
     tls: watch::Receiver<Tls>,
 }
 
@@ -77,14 +82,9 @@ impl Listener {
     /// # Errors
     ///
     /// When the service or its TLS cannot be made ready.
-    pub(super) fn serve(
-        self,
-        shared: &Arc<Shared>,
-        guards: watch::Receiver<Vec<Guard>>,
-        keyring: watch::Receiver<Arc<Keyring>>,
-    ) -> Result<(), Error> {
-        let Self { number, guard, socket } = self;
-        let Begun { mut secrets, routes, tls } = Secrets::begin(shared, number, &guard, guards, keyring)?;
+    pub(super) fn serve(self, shared: &Arc<Shared>, followed: Followed) -> Result<(), Error> {
+        let Self { number, guard, socket, closing } = self;
+        let Begun { mut secrets, routes, tls } = Secrets::begin(shared, number, &guard, followed, closing.clone())?;
         let post = Arc::new(Post {
             shared: shared.clone(),
             metrics: shared.metrics.guards.of(number),
@@ -94,9 +94,10 @@ impl Listener {
                 tags: watch::Sender::new(Arc::from([])).subscribe(),
                 management_hostname: String::new(),
                 flows: crate::proxy::Flows::default(),
-                draining: shared.closing.clone(),
+                draining: closing.clone(),
             },
             listen: guard.listen,
+            closing,
             tls,
         });
         shared.tasks.attend(async move { secrets.follow().await });
@@ -108,7 +109,7 @@ impl Listener {
 
 /// Accepts callers, for a moment longer than the guard is ready.
 async fn accept(post: Arc<Post>, socket: TcpListener) {
-    let closing = post.shared.closing.clone();
+    let closing = post.closing.clone();
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,

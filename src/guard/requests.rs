@@ -28,7 +28,7 @@ pub(super) async fn serve(visit: Arc<Visit>, tls: TlsStream<TcpStream>) {
         let (visit, quiet) = (visit.clone(), quiet.clone());
         async move { answer(visit, quiet, request).await }
     };
-    let ending = (&shared.tasks, &shared.closing);
+    let ending = (&shared.tasks, &visit.post.closing);
     visiting::converse(tls, over_h2, &shared.limits.bounds, &quiet, ending, answer).await;
 }
 

@@ -1,13 +1,17 @@
 //! What a guard proves, whom it trusts and where it leads, of the newest generation of secrets and configuration: its rule
 //! and its TLS are made anew with each.
+//!
+//! Secrets that the file does not name are not read. A guard that is gone from the file would go on with the trust of
+//! that day for ever, whoever is revoked, so it ends instead.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{Error, Shared, listener::Tls};
 use crate::{
-    config::{Forwarded, Guard, Hop, Hops, Ingress, InnerHop, Limits, Rule, Service, WarpRouting},
+    config::{Callers, Forwarded, Guard, Hop, Hops, Ingress, InnerHop, Limits, Rule, Service, WarpRouting},
     metrics::FIRST_GUARD,
     proxy::{Routes, Sources},
     tls::{
@@ -24,13 +28,22 @@ pub(super) struct Begun {
     pub(super) tls: watch::Receiver<Tls>,
 }
 
+/// What a guard follows.
+pub(super) struct Followed {
+    /// Those of the file.
+    pub(super) guards: watch::Receiver<Vec<Guard>>,
+    pub(super) keyring: watch::Receiver<Arc<Keyring>>,
+    pub(super) grace: watch::Receiver<Duration>,
+}
+
 /// Follows the keyring and the file for one guard.
 pub(super) struct Secrets {
     shared: Arc<Shared>,
     number: usize,
     guard: Guard,
-    guards: watch::Receiver<Vec<Guard>>,
-    keyring: watch::Receiver<Arc<Keyring>>,
+    followed: Followed,
+    /// Closes this guard alone.
+    closing: CancellationToken,
     routes: watch::Sender<Arc<Routes>>,
     tls: watch::Sender<Tls>,
     /// Said once until it changes.
@@ -47,11 +60,11 @@ impl Secrets {
         shared: &Arc<Shared>,
         number: usize,
         guard: &Guard,
-        guards: watch::Receiver<Vec<Guard>>,
-        mut keyring: watch::Receiver<Arc<Keyring>>,
+        mut followed: Followed,
+        closing: CancellationToken,
     ) -> Result<Begun, Error> {
         let sources = sources(number, guard);
-        let newest = keyring.borrow_and_update().clone();
+        let newest = followed.keyring.borrow_and_update().clone();
         let service = |error| Error::Service(guard.listen, error);
         let made = Routes::new(sources, &shared.ground(&newest)).map_err(service)?;
         let (routes, published) = watch::channel(Arc::new(made));
@@ -63,23 +76,23 @@ impl Secrets {
         let first = tls_of(guard, identity.ok(), &published).map_err(|error| Error::Tls(guard.listen, error))?;
         let (tls, shown) = watch::channel(first);
         let (shared, guard) = (shared.clone(), guard.clone());
-        let new = Self { shared, number, guard, guards, keyring, routes, tls, complaint };
+        let new = Self { shared, number, guard, followed, closing, routes, tls, complaint };
         Ok(Begun { secrets: new, routes: published, tls: shown })
     }
 
-    /// Takes over each generation, until nobody publishes any more.
+    /// Takes over each generation, until nobody publishes any more or the guard is gone from the file.
     pub(super) async fn follow(&mut self) {
         loop {
             // Both are there to the end of the process.
             let changed = tokio::select! {
-                changed = self.keyring.changed() => changed,
-                changed = self.guards.changed() => changed,
+                changed = self.followed.keyring.changed() => changed,
+                changed = self.followed.guards.changed() => changed,
             };
             if changed.is_err() {
                 return;
             }
-            let newest = self.keyring.borrow_and_update().clone();
-            let guard = self.newest_guard();
+            let newest = self.followed.keyring.borrow_and_update().clone();
+            let Some(guard) = self.newest_guard() else { return self.close().await };
             // A changed configuration and its secrets come one after the other.
             if !newest.is_for(&guard.certificate, &guard.callers) {
                 continue;
@@ -99,12 +112,54 @@ impl Secrets {
         }
     }
 
-    /// What the file says of this guard: its address never changes.
-    fn newest_guard(&mut self) -> Guard {
-        let guards = self.guards.borrow_and_update();
+    /// What the file says of this guard: its address never changes. `None`: nothing any more.
+    fn newest_guard(&mut self) -> Option<Guard> {
+        let guards = self.followed.guards.borrow_and_update();
         let same = |guard: &&Guard| guard.listen == self.guard.listen;
-        let guard = guards.get(self.number).filter(same).or_else(|| guards.iter().find(same));
-        guard.unwrap_or(&self.guard).clone()
+        guards.get(self.number).filter(same).or_else(|| guards.iter().find(same)).cloned()
+    }
+
+    /// Takes nobody new, and ends whoever is there: in order, and by force after the grace period.
+    async fn close(&mut self) {
+        let listen = self.guard.listen;
+        let grace = *self.followed.grace.borrow();
+        tracing::warn!(
+            guard = %listen, ?grace,
+            "the guard is gone from the file: it takes nobody any more, and its callers have the grace period to end"
+        );
+        self.closing.cancel();
+        let mut over = pin!(tokio::time::sleep(grace));
+        let mut is_over = false;
+        loop {
+            tokio::select! {
+                () = &mut over, if !is_over => {
+                    is_over = true;
+                    self.turn_out().await;
+                }
+                changed = self.followed.guards.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if self.newest_guard().is_some() {
+                        tracing::warn!(guard = %listen, "the guard is in the file again, but only opens with a restart");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes leave away from whoever still has it.
+    async fn turn_out(&mut self) {
+        let newest = self.followed.keyring.borrow_and_update().clone();
+        let callers = Callers { allow: Some(Vec::new()), ..Callers::clone(&self.guard.callers) };
+        // Made of nothing that a file could have taken away.
+        let nothing =
+            Guard { service: Service::Status(503), hop: Arc::default(), callers: callers.into(), ..self.guard.clone() };
+        let (sources, ground) = (sources(self.number, &nothing), self.shared.ground(&newest));
+        match Routes::new(sources, &ground) {
+            Ok(routes) => drop(self.routes.send_replace(Arc::new(routes))),
+            Err(error) => tracing::error!(guard = %nothing.listen, %error, "callers of a closed guard stay"),
+        }
     }
 
     /// An identity that stays the same keeps its sessions; one that cannot be used any more is not shown any more.

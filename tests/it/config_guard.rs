@@ -184,4 +184,6 @@ fn only_the_addresses_of_guards_need_a_restart() {
     assert_eq!(running.needs_restart(&other), Vec::<String>::new());
     let moved = loaded(&yaml("127.0.0.1:2", "http://localhost")).config;
     assert_eq!(running.needs_restart(&moved), ["the addresses of `guard` (running with 127.0.0.1:1)"]);
+    // One that is gone closes at once.
+    assert_eq!(running.needs_restart(&loaded("").config), Vec::<String>::new());
 }

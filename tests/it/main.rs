@@ -51,6 +51,7 @@ mod forwarded;
 mod grpc;
 mod guard_chain;
 mod guard_enforce;
+mod guard_gone;
 mod guard_http;
 mod guard_program;
 mod guard_tcp;

@@ -40,6 +40,8 @@ pub(crate) struct GuardLab {
     pub(crate) metrics: Arc<Metrics>,
     /// Draining these is SIGTERM to the guards.
     pub(crate) tasks: Tasks,
+    /// What callers have to end, [`LIMIT`] at first.
+    pub(crate) grace: watch::Sender<Duration>,
     config: std::sync::Mutex<Config>,
     guards: watch::Sender<Vec<adit::config::Guard>>,
     keyring: watch::Sender<Arc<Keyring>>,
@@ -104,15 +106,15 @@ impl GuardLab {
         let tasks = Tasks::new();
         let keyring = watch::Sender::new(load(&config, &Arc::default()));
         let (end, ended) = watch::channel(false);
-        let (_, grace) = watch::channel(LIMIT);
+        let grace = watch::Sender::new(LIMIT);
         let of_file = watch::Sender::new(config.guards.clone());
-        let running = guards.run(of_file.subscribe(), keyring.subscribe(), grace, tasks.clone());
+        let running = guards.run(of_file.subscribe(), keyring.subscribe(), grace.subscribe(), tasks.clone());
         background(async move {
             running.await.unwrap();
             end.send_replace(true);
         });
         let a = ca.workload(A, &["a.example.org"]);
-        Self { dir, ca, a, addr, metrics, tasks, config: config.into(), guards: of_file, keyring, ended }
+        Self { dir, ca, a, addr, metrics, tasks, grace, config: config.into(), guards: of_file, keyring, ended }
     }
 
     /// Writes a file, whole.
@@ -131,6 +133,13 @@ impl GuardLab {
         change(&mut self.config.lock().unwrap().guards[0]);
         self.reload();
         self.guards.send_replace(self.config.lock().unwrap().guards.clone());
+    }
+
+    /// The file has no guard any more, and so none of its secrets.
+    pub(crate) fn remove(&self) {
+        self.config.lock().unwrap().guards.clear();
+        self.reload();
+        self.guards.send_replace(Vec::new());
     }
 
     /// Waits for the guards' own end, after a drain.
