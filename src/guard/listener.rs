@@ -181,7 +181,8 @@ impl Tls {
     }
 }
 
-/// What the peer proved the key of, in this handshake or in the one whose session it resumed.
+/// What the peer proved the key of, in this handshake or in the one whose session it resumed. Outlives the handshake's
+/// own bytes, which rustls lends only; 16 KiB at most.
 fn shown(tls: &TlsStream<TcpStream>) -> Relayed {
     match tls.get_ref().1.peer_certificates() {
         Some([leaf, chain @ ..]) => {

@@ -65,7 +65,7 @@ pub struct Shown {
     pub chain: Arc<[CertificateDer<'static>]>,
 }
 
-/// What is proven of a caller besides that its certificate is valid. The default is that of one that is valid by itself.
+/// What is proven of a caller besides that its certificate is valid. The default is for one that is valid by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// The digest of the public key that signed the leaf; `None` if the certificate is valid by itself.
@@ -87,6 +87,24 @@ impl CallerTrust {
         allowlisted: Vec<CertificateDer<'static>>,
         crls: Vec<CertificateRevocationListDer<'static>>,
     ) -> Result<Self, CallerTrustError> {
+        Self::beside(&[], anchors, intermediates, allowlisted, crls)
+    }
+
+    /// The same beside anchors whose time is not now: nothing begins at them, but their lists are no mistake.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CallerTrust::new`].
+    pub fn beside(
+        others: &[CertificateDer<'_>],
+        anchors: Vec<CertificateDer<'static>>,
+        intermediates: Vec<CertificateDer<'static>>,
+        allowlisted: Vec<CertificateDer<'static>>,
+        crls: Vec<CertificateRevocationListDer<'static>>,
+    ) -> Result<Self, CallerTrustError> {
+        let all = others.iter().chain(&anchors).chain(&intermediates);
+        let issuers: Vec<_> =
+            all.filter_map(|der| Some(crl::Authority::new(&X509Certificate::from_der(der).ok()?.1))).collect();
         let mut edges = Vec::new();
         let anchors = anchors.iter().map(|der| Anchor::new(der, &mut edges)).collect::<Result<_, _>>()?;
         let intermediates =
@@ -94,7 +112,8 @@ impl CallerTrust {
         for der in &allowlisted {
             Certificate::parse(der).map_err(|_| CallerTrustError::Malformed("allow-listed certificate"))?;
         }
-        let crls = Crl::newest(crls.iter().map(|der| Crl::new(der)).collect::<Result<_, _>>()?);
+        let crls = crls.iter().map(|der| Crl::new(der)).collect::<Result<_, _>>()?;
+        let crls = Crl::of_issuers(crls, &issuers)?;
         edges.extend(crls.iter().filter_map(Crl::ends));
         edges.sort_unstable();
         edges.dedup();
@@ -125,6 +144,12 @@ impl CallerTrust {
             edges_of(&read).into_iter().filter(|edge| *edge > now).min()
         });
         shown.chain(own).min().unwrap_or(i64::MAX)
+    }
+
+    /// How many revocation lists neither an anchor nor a known intermediate signed. They count only for issuers of
+    /// exactly their names that callers send.
+    pub fn lists_of_nobody(&self) -> usize {
+        self.crls.iter().filter(|list| list.is_of_nobody()).count()
     }
 
     /// When the first of the revocation lists is no longer current; from then on callers of its issuer are refused.

@@ -20,7 +20,7 @@ use super::{
     Error,
     callers::{CallerError, Shown},
     keyring::Identity,
-    possession::Possession,
+    possession::{LARGEST, Possession},
     provider,
 };
 
@@ -83,9 +83,7 @@ pub trait Doorkeeper: Send + Sync + 'static {
 ///
 /// Those of rustls.
 pub fn for_requests(identity: Option<&Identity>) -> Result<Arc<ServerConfig>, Error> {
-    // No authorities are named: some clients would keep a certificate to themselves whose issuer is not among them, and
-    // intermediates that the guard adds by itself could not be told from strangers.
-    let mut config = config(identity, Possession::verifier(Vec::new()))?;
+    let mut config = config(identity, possession())?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -96,10 +94,17 @@ pub fn for_requests(identity: Option<&Identity>) -> Result<Arc<ServerConfig>, Er
 ///
 /// Those of rustls.
 pub fn for_streams(identity: Option<&Identity>, door: Arc<dyn Doorkeeper>) -> Result<Arc<ServerConfig>, Error> {
-    let mut config = config(identity, Arc::new(Door { possession: Possession::verifier(Vec::new()), keeper: door }))?;
+    let mut config = config(identity, Arc::new(Door { possession: possession(), keeper: door }))?;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+/// No authorities are named: some clients would keep a certificate to themselves whose issuer is not among them, and
+/// intermediates that the guard adds by itself could not be told from strangers. What is shown stays with the
+/// connection, so there is not much of it.
+fn possession() -> Arc<dyn ClientCertVerifier> {
+    Possession::verifier(Vec::new(), Some(LARGEST))
 }
 
 fn config(identity: Option<&Identity>, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, Error> {
@@ -147,8 +152,9 @@ impl ClientCertVerifier for Door {
         &self,
         leaf: &CertificateDer<'_>,
         chain: &[CertificateDer<'_>],
-        _: UnixTime,
+        now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        self.possession.verify_client_cert(leaf, chain, now)?;
         let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
         self.keeper.admit(&Shown { leaf: leaf.clone().into_owned(), chain })?;
         Ok(ClientCertVerified::assertion())

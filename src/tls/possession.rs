@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, UnixTime},
@@ -15,20 +15,39 @@ use rustls::{
 
 use super::provider;
 
+/// Most bytes of leaf and chain together that anything is proven of: 22 KiB as headers, and kept as long as the
+/// connection. Load balancers have the same bound.
+pub const LARGEST: usize = 16 << 10;
+
+/// More was shown than is taken.
+#[derive(Debug, thiserror::Error)]
+#[error("leaf and chain of more than {0} bytes")]
+struct TooLarge(usize);
+
 /// Asks, accepts that there is none, and takes any that comes with the proof of its key (RFC 8446 §4.4.3, RFC 5246
 /// §7.4.8). A client that cannot prove it gets an alert.
 #[derive(Debug)]
 pub struct Possession {
     provider: Arc<CryptoProvider>,
     hints: Vec<DistinguishedName>,
+    most: Option<usize>,
 }
 
 impl Possession {
     /// Tells the client these names of authorities, so that one with several certificates chooses well. An empty list
     /// says nothing.
-    pub fn verifier(hints: Vec<DistinguishedName>) -> Arc<dyn ClientCertVerifier> {
-        Arc::new(Self { provider: provider(), hints })
+    ///
+    /// Who shows a leaf and a chain of more than `most` bytes together gets the alert certificate_unknown (RFC 8446
+    /// §6.2): rustls keeps up to 64 KiB for as long as the connection. Without `most` the caller of this deals with
+    /// those himself.
+    pub fn verifier(hints: Vec<DistinguishedName>, most: Option<usize>) -> Arc<dyn ClientCertVerifier> {
+        Arc::new(Self { provider: provider(), hints, most })
     }
+}
+
+/// Of leaf and chain together, in bytes.
+pub fn size(leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> usize {
+    leaf.len() + chain.iter().map(|der| der.len()).sum::<usize>()
 }
 
 impl ClientCertVerifier for Possession {
@@ -42,10 +61,14 @@ impl ClientCertVerifier for Possession {
 
     fn verify_client_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        let size = size(leaf, chain);
+        if let Some(most) = self.most.filter(|most| size > *most) {
+            return Err(CertificateError::Other(OtherError(Arc::new(TooLarge(most)))).into());
+        }
         Ok(ClientCertVerified::assertion())
     }
 

@@ -178,7 +178,7 @@ pub(super) fn caller_certificate(input: &[u8]) -> u64 {
     seen((caller.verdict.err().map(CallerError::cause), names, caller.shown.chain.len()))
 }
 
-/// Only whole lists are taken, and one that somebody else signed refuses everybody of that issuer.
+/// Only whole lists are taken, and none that bears an issuer's name and not its signature.
 pub(super) fn revocation_list(input: &[u8]) -> u64 {
     let list = CertificateRevocationListDer::from(input.to_vec());
     let trust = CallerTrust::new(vec![ROOT.into()], vec![], vec![], vec![list]);

@@ -158,14 +158,44 @@ fn a_list_past_its_next_update_refuses_all_callers_of_its_issuer() {
 fn a_list_that_another_key_of_the_same_name_signed_is_none() {
     let (root, imposter) = (Ca::new("root"), Ca::new("root"));
     let foreign = imposter.revocation_list(&[7], |_| {});
-    let alone = trust(&[&root], vec![foreign.clone()]);
-    assert_eq!(verify(&alone, &numbered(&root, 8)), Err(CallerError::RevocationUnknown));
+    let alone = CallerTrust::new(vec![root.der()], vec![], vec![], vec![foreign.clone()]);
+    assert_eq!(alone.unwrap_err(), CallerTrustError::CrlSignature, "nobody would be revoked by it");
+    // An anchor's list is no mistake when the anchor's time is over.
+    let after =
+        CallerTrust::beside(&[imposter.der()], vec![root.der()], vec![], vec![], vec![foreign.clone()]).unwrap();
+    assert_eq!(verify(&after, &numbered(&root, 8)), Err(CallerError::RevocationUnknown));
     let own = root.revocation_list(&[9], |_| {});
     let both = trust(&[&root, &imposter], vec![foreign, own]);
     assert!(verify(&both, &numbered(&root, 7)).is_ok());
     assert_eq!(verify(&both, &numbered(&root, 9)), Err(CallerError::Revoked));
     assert_eq!(verify(&both, &numbered(&imposter, 7)), Err(CallerError::Revoked));
     assert!(verify(&both, &numbered(&imposter, 9)).is_ok());
+}
+
+#[test]
+fn a_list_is_its_signers_however_the_name_on_it_is_written() {
+    let root = Ca::new("root");
+    let list = root.respelled("root").revocation_list(&[7], |_| {});
+    let trust = trust(&[&root], vec![list]);
+    assert_eq!(trust.lists_of_nobody(), 0);
+    assert_eq!(verify(&trust, &numbered(&root, 7)), Err(CallerError::Revoked));
+    assert!(verify(&trust, &numbered(&root, 8)).is_ok());
+}
+
+#[test]
+fn a_list_of_an_issuer_that_only_callers_send_counts_for_its_name_and_is_told_of() {
+    let root = Ca::new("root");
+    let (below, same_name) = (root.under("below"), root.under("below"));
+    let lists = vec![below.revocation_list(&[7], |_| {}), Ca::new("stranger").revocation_list(&[7], |_| {})];
+    let trust = trust(&[&root], lists);
+    assert_eq!(trust.lists_of_nobody(), 2);
+    let verify = |ca: &Ca, serial| trust.verify(&shown(&numbered(ca, serial), &[ca]), SystemTime::now()).map(|_| ());
+    for _ in 0..2 {
+        assert_eq!(verify(&same_name, 8), Err(CallerError::RevocationUnknown));
+        assert_eq!(verify(&below, 7), Err(CallerError::Revoked));
+        assert_eq!(verify(&below, 8), Ok(()));
+    }
+    assert_eq!(trust.lists_of_nobody(), 1, "its key was seen");
 }
 
 #[test]

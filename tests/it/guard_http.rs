@@ -1,14 +1,74 @@
 //! HTTP at a guard: who is let through, and what the service hears of him.
 
+use adit::tls::possession::{LARGEST, Possession};
 use http::Request;
+use rustls::{
+    AlertDescription,
+    pki_types::{CertificateDer, UnixTime},
+};
+use tokio::io::AsyncReadExt;
 
 use crate::harness::{
-    background,
-    guard::{A, GuardLab, NAME, upload},
+    background, eventually,
+    guard::{A, GuardLab, NAME, peer_with, upload},
     in_time, mirror,
     peer::{Peer, pattern, replying, scripted},
     tls::{Ca, Leaf, h2_body},
 };
+
+#[test]
+fn certificates_of_more_than_16_kib_are_answered_certificate_unknown() {
+    let verifier = Possession::verifier(Vec::new(), Some(LARGEST));
+    let sized = |bytes: usize| CertificateDer::from(vec![0; bytes]);
+    let verify = |leaf: usize, chain: &[usize]| {
+        let chain: Vec<_> = chain.iter().map(|bytes| sized(*bytes)).collect();
+        verifier.verify_client_cert(&sized(leaf), &chain, UnixTime::now()).map(|_| ())
+    };
+    assert_eq!(verify(LARGEST, &[]), Ok(()));
+    assert_eq!(verify(1 << 10, &[7 << 10, 8 << 10]), Ok(()));
+    for error in [verify(LARGEST + 1, &[]), verify(1 << 10, &[7 << 10, (8 << 10) + 1])] {
+        let rustls::Error::InvalidCertificate(error) = error.unwrap_err() else { panic!("another alert") };
+        assert_eq!(AlertDescription::from(error), AlertDescription::CertificateUnknown);
+    }
+}
+
+/// They are kept as long as the connection, and strangers can make any number of them.
+#[tokio::test]
+async fn certificates_of_more_than_16_kib_get_an_alert_whether_in_the_leaf_or_behind_it() {
+    in_time(async {
+        for service in ["http", "tcp"] {
+            let lab = GuardLab::start(format!("{service}://{}", mirror().await), "").await;
+            let sized = |bytes: usize| {
+                lab.ca.leaf_with(&["a.test"], &rcgen::KeyPair::generate().unwrap(), |leaf| {
+                    let filling =
+                        rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![0; bytes]);
+                    leaf.custom_extensions = vec![filling];
+                })
+            };
+            let mut long = lab.a.clone();
+            long.certificate += &sized(8 << 10).certificate.repeat(2);
+            let handshakes = "adit_guard_handshakes_total{guard=\"0\",outcome=\"refused\"}";
+            let mut refused = 0;
+            for leaf in [&sized(17 << 10), &long] {
+                for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+                    let config = peer_with(&lab.ca.pem, Some(leaf), &[], &[version]);
+                    let error = async {
+                        let mut tls = lab.tls(&config).await?;
+                        tls.read_u8().await
+                    };
+                    // Who still sends may hear of the closed connection before he hears the alert.
+                    assert!(error.await.is_err(), "{service}");
+                    refused += 1;
+                    eventually("it is counted", async || lab.counted(handshakes) == refused).await;
+                }
+            }
+            if service == "http" {
+                assert_eq!(lab.get(Some(&sized(15 << 10))).await.status, 200);
+            }
+        }
+    })
+    .await;
+}
 
 #[tokio::test]
 async fn a_caller_with_a_valid_certificate_reaches_the_service_which_hears_who_it_is() {

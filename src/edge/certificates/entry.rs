@@ -281,7 +281,8 @@ fn config(
     };
     let verifier = match file.client_auth {
         ClientAuth::Off => WebPkiClientVerifier::no_client_auth(),
-        ClientAuth::Optional | ClientAuth::Required => Possession::verifier(hints(trust)),
+        // One that is too large is answered 403, or relayed as unusable: an alert would not say why.
+        ClientAuth::Optional | ClientAuth::Required => Possession::verifier(hints(trust), None),
     };
     server_config(resolver, verifier, sessions.clone())
 }

@@ -13,14 +13,15 @@ use crate::{
         Shared,
         certificates::{ClientAuth, Entry},
     },
-    tls::callers::Shown,
+    tls::{
+        callers::Shown,
+        possession::{LARGEST, size},
+    },
 };
 
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 
-/// Leaf and chain together, DER: 22 KiB as headers. Load balancers have the same bound.
-const LARGEST: usize = 16 << 10;
 /// A byte sequence of no bytes: there was a certificate, and nothing about it is proven. No header at all would say that
 /// there was none.
 const UNUSABLE: HeaderValue = HeaderValue::from_static("::");
@@ -83,8 +84,8 @@ impl Handshake {
         let presented = match certificates {
             None | Some([]) => Presented::Nothing,
             Some([leaf, chain @ ..]) => {
-                let size: usize = leaf.len() + chain.iter().map(|der| der.len()).sum::<usize>();
-                match Relay::new(leaf, chain).filter(|_| size <= LARGEST) {
+                let fits = size(leaf, chain) <= LARGEST;
+                match fits.then(|| Relay::new(leaf, chain)).flatten() {
                     Some(relay) => {
                         Presented::Shown(Box::new((Shown { leaf: leaf.clone(), chain: chain.into() }, relay)))
                     }

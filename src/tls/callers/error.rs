@@ -92,6 +92,9 @@ pub enum CallerTrustError {
     /// A list that says only what changed, only some reasons, or speaks of other issuers' certificates.
     #[error("a revocation list is not a whole one of a single issuer: {0}")]
     Crl(&'static str),
+    /// It bears the name of an anchor or an intermediate, and another key signed it: nobody would be revoked by it.
+    #[error("a revocation list names an issuer that did not sign it")]
+    CrlSignature,
     /// A key that nothing is accepted from.
     #[error("the key of a {0} is never accepted: {1}")]
     Key(&'static str, CallerError),

@@ -151,7 +151,19 @@ impl Keyring {
         let caller_trust = wanted.caller_trust.iter().map(|sources| {
             let what = || format!("trust in callers ({})", shown(sources.iter().flatten()));
             let old = before.caller_trust.get(sources);
-            (sources.clone(), loading.settle(what, old, |loading| loading.caller_trust(sources)))
+            let kept = loading.settle(what, old, |loading| loading.caller_trust(sources));
+            if let Ok(trust) = &kept.value
+                && old.is_none_or(|old| old.content != kept.content)
+                && trust.lists_of_nobody() > 0
+            {
+                tracing::warn!(
+                    lists = trust.lists_of_nobody(),
+                    "{}: neither an anchor nor an intermediate signed a revocation list; it counts only for an issuer \
+                     of exactly its name that callers send",
+                    what()
+                );
+            }
+            (sources.clone(), kept)
         });
         let caller_trust = caller_trust.collect();
         let Loading { troubles, look_again, .. } = loading;
@@ -290,7 +302,8 @@ impl<R: Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>, ReadError>> Loading<'_, R> 
             content_of(crls.iter().map(AsRef::as_ref)),
         ];
         let content = content_of(content.iter().map(|digest| &digest.0[..]));
-        let trust = CallerTrust::new(living().cloned().collect(), intermediates, allowlisted, crls)?;
+        let trust =
+            CallerTrust::beside(&anchors.others, living().cloned().collect(), intermediates, allowlisted, crls)?;
         Ok(anchors.kept(self, trust, content))
     }
 
@@ -300,11 +313,12 @@ impl<R: Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>, ReadError>> Loading<'_, R> 
             for anchor in self.certificates(std::slice::from_ref(origin))? {
                 let read = Certificate::parse(&anchor).map_err(|_| Fault::Malformed(origin.to_string()))?;
                 anchors.times.extend([read.not_before, read.not_after.saturating_add(1)]);
-                if self.now > read.not_after {
-                    anchors.expired = true;
-                } else if self.now >= read.not_before {
+                if (read.not_before..=read.not_after).contains(&self.now) {
                     anchors.ends.push(read.not_after);
                     anchors.living.push((origin, anchor));
+                } else {
+                    anchors.expired |= self.now > read.not_after;
+                    anchors.others.push(anchor);
                 }
             }
         }
@@ -339,6 +353,8 @@ impl<R: Fn(&SecretRef) -> Result<Zeroizing<Vec<u8>>, ReadError>> Loading<'_, R> 
 #[derive(Default)]
 struct Anchors<'a> {
     living: Vec<(&'a SecretRef, CertificateDer<'static>)>,
+    /// Those whose time is over or to come.
+    others: Vec<CertificateDer<'static>>,
     /// When those end.
     ends: Vec<i64>,
     /// When the set of the living changes, past and to come.

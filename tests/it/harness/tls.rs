@@ -108,6 +108,17 @@ impl Ca {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
+    /// The same authority with its name in another encoding: the same letters as PrintableString.
+    pub(crate) fn respelled(&self, name: &str) -> Self {
+        let mut params = Self::params(name);
+        let name = rcgen::DnValue::PrintableString(name.try_into().unwrap());
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::from_pem(&self.issuer.key().serialize_pem()).unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
     fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
