@@ -157,7 +157,17 @@ impl ConnectorApp {
         let (ready, loaded) = oneshot::channel();
         let (started_, metrics_, rules) = (config.clone(), metrics.clone(), inbox.reloads.clone());
         let ready = Some(ready);
-        let reload = Reload { reloading, started: started_, connector, live, rules, metrics: metrics_, keys, ready };
+        let reload = Reload {
+            reloading,
+            part: std::convert::identity,
+            started: started_,
+            connector,
+            live,
+            rules,
+            metrics: metrics_,
+            keys,
+            ready,
+        };
         tasks.attend(reload.run(tasks.clone()));
         let draining = tasks.draining();
         let secrets = async {
