@@ -139,6 +139,7 @@ impl ConnectorApp {
             tunnel: tunnel_seen,
             grace: live.grace.subscribe(),
             drained: drained_seen,
+            guards: guards.as_ref().map(Guards::handle),
         };
         // Outlives the drain: a draining process still answers its probes.
         let admin_tasks = Tasks::new();
