@@ -30,6 +30,7 @@ use crate::{
     config::{MetricsAddress, config_view},
     connector::Status,
     edge::EdgeHandle,
+    guard::GuardsHandle,
     metrics::Metrics,
     proxy::Routes,
     shutdown::Tasks,
@@ -86,6 +87,8 @@ pub struct ConnectorView {
     pub grace: watch::Receiver<Duration>,
     /// Whether a drain has come to its end.
     pub drained: watch::Receiver<bool>,
+    /// Guards beside it.
+    pub guards: Option<GuardsHandle>,
 }
 
 /// Binds the admin address: the one asked for, or the first free one of five, or any.
@@ -222,7 +225,9 @@ impl ConnectorView {
                 text(status, body)
             }
             "/metrics" => {
-                self.metrics.set_panics(self.tasks.panics());
+                // Guards have tasks of their own.
+                let of_guards = self.guards.as_ref().map_or(0, GuardsHandle::panics);
+                self.metrics.set_panics(self.tasks.panics() + of_guards);
                 metrics_text(self.metrics.expose())
             }
             "/config" => {
@@ -307,8 +312,15 @@ impl ConnectorView {
             let unverified = if rule.origin.no_tls_verify { "  NOT VERIFIED (noTLSVerify)" } else { "" };
             let _ = writeln!(page, "  {host} {path} -> {}{unverified}", services.join(", "));
         }
+        if let Some(guards) = &self.guards {
+            page.push('\n');
+            guard::guards_page(&mut page, guards);
+        }
         secrets_page(&mut page, &self.keyring.borrow().clone());
         let _ = writeln!(page, "\nrequests in flight: {}", self.metrics.in_flight());
+        if let Some(guards) = &self.guards {
+            let _ = writeln!(page, "at guards: {}", guard::figures(guards));
+        }
         page
     }
 }

@@ -139,6 +139,7 @@ impl ConnectorApp {
             tunnel: tunnel_seen,
             grace: live.grace.subscribe(),
             drained: drained_seen,
+            guards: guards.as_ref().map(Guards::handle),
         };
         // Outlives the drain: a draining process still answers its probes.
         let admin_tasks = Tasks::new();
@@ -157,7 +158,17 @@ impl ConnectorApp {
         let (ready, loaded) = oneshot::channel();
         let (started_, metrics_, rules) = (config.clone(), metrics.clone(), inbox.reloads.clone());
         let ready = Some(ready);
-        let reload = Reload { reloading, started: started_, connector, live, rules, metrics: metrics_, keys, ready };
+        let reload = Reload {
+            reloading,
+            part: std::convert::identity,
+            started: started_,
+            connector,
+            live,
+            rules,
+            metrics: metrics_,
+            keys,
+            ready,
+        };
         tasks.attend(reload.run(tasks.clone()));
         let draining = tasks.draining();
         let secrets = async {

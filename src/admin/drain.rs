@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{ConnectorView, of_type, text};
-use crate::shutdown::Tasks;
+use crate::{guard::GuardsHandle, shutdown::Tasks};
 
 /// Where it is.
 pub const PATH: &str = "/drain";
@@ -24,7 +24,7 @@ pub const PATH: &str = "/drain";
 pub struct Progress {
     /// Whether every connection has ended.
     pub drained: bool,
-    /// Connections that are still there.
+    /// Connections that are still there: to the edge, and of callers of guards.
     pub connections: usize,
     /// Requests and streams in flight.
     pub in_flight: u64,
@@ -72,12 +72,16 @@ pub(super) fn answer(
 }
 
 impl ConnectorView {
+    /// Of the tunnel and of guards together.
     pub(super) fn progress(&self, grace_left_ms: u64) -> Progress {
+        let of_guards = |figure: fn(&GuardsHandle) -> u64| self.guards.as_ref().map_or(0, figure);
+        let callers = self.guards.as_ref().map_or(0, GuardsHandle::connections);
         Progress {
             drained: *self.drained.borrow(),
-            connections: self.status().connections.iter().flatten().count(),
-            in_flight: u64::try_from(self.metrics.in_flight()).unwrap_or(0),
-            cut: self.metrics.streams_cut(),
+            connections: self.status().connections.iter().flatten().count() + callers,
+            in_flight: u64::try_from(self.metrics.in_flight()).unwrap_or(0)
+                + of_guards(|guards| guards.in_flight() as u64),
+            cut: self.metrics.streams_cut() + of_guards(GuardsHandle::cut),
             grace_left_ms,
         }
     }

@@ -59,12 +59,7 @@ impl GuardView {
         let mut page = format!("adit guard {}\n\n", env!("CARGO_PKG_VERSION"));
         guards_page(&mut page, &self.guards);
         secrets_page(&mut page, &self.keyring.borrow().clone());
-        let _ = writeln!(
-            page,
-            "\nconnections: {}, requests in flight: {}",
-            self.guards.connections(),
-            self.guards.in_flight()
-        );
+        let _ = writeln!(page, "\n{}", figures(&self.guards));
         page
     }
 }
@@ -75,4 +70,8 @@ pub(super) fn guards_page(page: &mut String, guards: &GuardsHandle) {
         let closed = if guard.is_closed() { "  closed" } else { "" };
         let _ = writeln!(page, "guard {} -> {}{closed}", guard.address, guard.service);
     }
+}
+
+pub(super) fn figures(guards: &GuardsHandle) -> String {
+    format!("connections: {}, requests in flight: {}", guards.connections(), guards.in_flight())
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     SETTLE,
     keys::Keys,
-    reload::{Live, Reload},
+    reload::{Live, Reload, Reloading},
 };
 use crate::{
     admin::{self, GuardView, View},
@@ -51,7 +51,13 @@ pub struct GuardApp {
     forbidden: Arc<[SocketAddr]>,
     guards: Guards,
     metrics: Arc<Metrics>,
+    reloading: Option<Reloading>,
     tasks: Tasks,
+}
+
+/// Without what a connector would need: its rules, and what it presents.
+fn of_guards(config: Config) -> Config {
+    Config { ingress: None, inner_hop: Arc::new(InnerHop::default()), ..config }
 }
 
 impl GuardApp {
@@ -61,14 +67,19 @@ impl GuardApp {
     ///
     /// When there is no guard, or an address cannot be bound.
     pub async fn bind(config: Config, tasks: Tasks) -> anyhow::Result<Self> {
-        // What a connector would need: its rules, and what it presents.
-        let config = Config { ingress: None, inner_hop: Arc::new(InnerHop::default()), ..config };
+        let config = of_guards(config);
         let admin = admin::bind(&config.metrics).await.context("cannot bind the admin address (--metrics)")?;
         let forbidden: Arc<[SocketAddr]> = admin.local_addr().into_iter().collect();
         let metrics = Arc::new(Metrics::of_guards());
         let guards = bind(&config, &metrics, &forbidden).await?;
         let guards = guards.context("there is no guard: the file has no `guard` section")?;
-        Ok(Self { config, admin, forbidden, guards, metrics, tasks })
+        Ok(Self { config, admin, forbidden, guards, metrics, reloading: None, tasks })
+    }
+
+    /// Reads the configuration again while it runs.
+    #[must_use]
+    pub fn reloading(self, reloading: Reloading) -> Self {
+        Self { reloading: Some(reloading), ..self }
     }
 
     /// Where the admin address is.
@@ -91,7 +102,7 @@ impl GuardApp {
     ///
     /// When a secret cannot be used.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { config, admin, forbidden, guards, metrics, tasks } = self;
+        let Self { config, admin, forbidden, guards, metrics, reloading, tasks } = self;
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), admin = admin::shown(&admin), guards = ?guards.addresses(), "starting"
         );
@@ -99,7 +110,9 @@ impl GuardApp {
         let keyring = keys.keyring();
         let (started, started_seen) = watch::channel(false);
         let (drained, drained_seen) = watch::channel(false);
-        let (_, grace) = watch::channel(config.grace_period);
+        let connector = Uuid::nil();
+        let live = Live::new(&config, connector)?;
+        let (grace, of_file) = (live.grace.subscribe(), live.guards.subscribe());
         let view = GuardView {
             guards: guards.handle(),
             keyring: keyring.clone(),
@@ -116,11 +129,9 @@ impl GuardApp {
         let rules = Rules::new((&config).into(), ground).map_err(|error| anyhow::anyhow!(error))?;
         let inbox = rules.start(&tasks);
         let (ready, loaded) = oneshot::channel();
-        let connector = Uuid::nil();
-        let live = Live::new(&config, connector)?;
-        let of_file = live.guards.subscribe();
         let reload = Reload {
-            reloading: None,
+            reloading,
+            part: of_guards,
             started: config,
             connector,
             live,

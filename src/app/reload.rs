@@ -58,6 +58,8 @@ impl Live {
 pub(super) struct Reload {
     /// `None`: only secrets are read again.
     pub(super) reloading: Option<Reloading>,
+    /// What of a file this process is about.
+    pub(super) part: fn(Config) -> Config,
     /// Of the start: what differs from it and is not followed needs a restart.
     pub(super) started: Config,
     pub(super) connector: Uuid,
@@ -190,6 +192,8 @@ impl Reload {
     }
 
     async fn judge(&mut self, state: &mut State, why: Why, read: Result<Loaded, Mistakes>) {
+        let part = self.part;
+        let read = read.map(|loaded| Loaded { config: part(loaded.config), ..loaded });
         let outcome = match read {
             // After a mistake was taken back, the file is as it is in force.
             Ok(Loaded { config, .. }) if config == state.current => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Outcome, complain, env, run, search};
 use crate::{
-    app::GuardApp,
+    app::{GuardApp, Reloading},
     config::{Flags, Source},
     shutdown::Tasks,
     telemetry,
@@ -40,9 +40,9 @@ pub(super) fn run(flags: Flags, workers: Option<usize>) -> Outcome {
     }
     run::with_runtime(workers, async move {
         let tasks = Tasks::new();
-        // What is followed are secrets; the file itself is read once.
-        drop(run::on_signals(&tasks));
-        let ended = async { GuardApp::bind(config, tasks.clone()).await?.run().await };
+        let hangup = run::on_signals(&tasks);
+        let reloading = Reloading { source, file: loaded.file, hangup };
+        let ended = async { GuardApp::bind(config, tasks.clone()).await?.reloading(reloading).run().await };
         let outcome = match ended.await {
             Ok(()) => Outcome::Done,
             Err(error) => {

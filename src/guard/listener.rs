@@ -152,12 +152,20 @@ fn admit(post: &Arc<Post>, tcp: TcpStream, peer: SocketAddr) {
 /// `None`: why is counted, and told to those who want to know.
 async fn shake_hands(post: &Post, tcp: TcpStream, peer: SocketAddr) -> Option<(TlsStream<TcpStream>, bool)> {
     let (config, usable, is_stream) = post.tls.borrow().now();
-    let handshake = tokio::time::timeout(post.shared.limits.tls_time, TlsAcceptor::from(config).accept(tcp)).await;
+    let handshake = tokio::time::timeout(post.shared.limits.tls_time, TlsAcceptor::from(config).accept(tcp));
+    let (handshake, decided) = streams::watched(handshake).await;
     let (outcome, tls) = match handshake {
         _ if !usable => (Handshake::Unusable, None),
         Ok(Ok(tls)) => (Handshake::Accepted, Some(tls)),
         Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "a caller's handshake at a guard failed");
+            match streams::why(&error, decided) {
+                Some(denied) => {
+                    post.shared.metrics.callers.decided(denied.decision());
+                    post.metrics.refused(denied.code());
+                    tracing::info!(guard = %post.listen, %peer, cause = %denied, "a caller was refused in the handshake");
+                }
+                None => tracing::debug!(%peer, %error, "a caller's handshake at a guard failed"),
+            }
             (Handshake::Refused, None)
         }
         Err(_) => (Handshake::TimedOut, None),

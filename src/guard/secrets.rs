@@ -94,7 +94,7 @@ impl Secrets {
             let newest = self.followed.keyring.borrow_and_update().clone();
             let Some(guard) = self.newest_guard() else { return self.close().await };
             // A changed configuration and its secrets come one after the other.
-            if !newest.is_for(&guard.certificate, &guard.callers) {
+            if !newest.is_for(&guard) {
                 continue;
             }
             let (sources, ground) = (sources(self.number, &guard), self.shared.ground(&newest));

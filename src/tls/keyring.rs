@@ -23,7 +23,7 @@ pub use self::{
 };
 use super::callers::CallerTrust;
 use crate::{
-    config::{Callers, IdentitySource, SecretRef},
+    config::{Callers, Guard, IdentitySource, SecretRef},
     identity::Digest,
 };
 
@@ -173,9 +173,13 @@ impl Keyring {
         of(self.caller_trust.get(&sources_of(callers)))
     }
 
-    /// Whether it was made for a configuration with these secrets, usable or not.
-    pub fn is_for(&self, identity: &IdentitySource, callers: &Callers) -> bool {
-        self.identities.contains_key(identity) && self.caller_trust.contains_key(&sources_of(callers))
+    /// Whether it was made for a configuration with this guard's secrets, usable or not: its own, and those of the hop
+    /// to its service.
+    pub fn is_for(&self, guard: &Guard) -> bool {
+        let wanted = Wanted::of_guard(guard);
+        wanted.identities.keys().all(|source| self.identities.contains_key(source))
+            && wanted.origin_trust.iter().all(|sources| self.origin_trust.contains_key(sources))
+            && wanted.caller_trust.iter().all(|sources| self.caller_trust.contains_key(sources))
     }
 
     /// Everything in it, as of this time.

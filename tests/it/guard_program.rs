@@ -4,10 +4,10 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::harness::{
-    LIMIT, eventually,
+    Answer, LIMIT, eventually,
     guard::{A, ID, NAME, peer_of},
     in_time, mirror,
     peer::Peer,
@@ -22,6 +22,7 @@ struct Alone {
     a: Leaf,
     listen: SocketAddr,
     admin: SocketAddr,
+    service: SocketAddr,
     program: Program,
     dir: tempfile::TempDir,
 }
@@ -33,32 +34,50 @@ impl Alone {
         let (listen, admin) = (free(), free());
         renew(dir.path(), &ca);
         std::fs::write(dir.path().join("ca.pem"), &ca.pem).unwrap();
-        let yaml = format!(
-            "grace-period: 30s\nguard:\n  - listen: {listen}\n    certificate: {dir}/guard.pem\n    \
-             service: http://{}\n    callers: {{ trustAnchors: [ {dir}/ca.pem ] }}\n",
-            mirror().await,
-            dir = dir.path().display()
-        );
+        let service = mirror().await;
         let file = dir.path().join("guard.yml");
-        std::fs::write(&file, yaml).unwrap();
+        std::fs::write(&file, yaml(dir.path(), listen, service, "")).unwrap();
         let admin_ = admin.to_string();
         let args = ["guard", "--config", file.to_str().unwrap(), "--metrics", &admin_];
         let program = Program::start(dir.path(), "guard", &args);
         says(admin, "/readyz", 200).await;
         let a = ca.workload(A, &[]);
-        Self { ca, a, listen, admin, program, dir }
+        Self { ca, a, listen, admin, service, program, dir }
+    }
+
+    /// The file says this beside what every caller needs, and this of other things.
+    fn configure(&self, callers: &str, more: &str) {
+        let yaml = yaml(self.dir.path(), self.listen, self.service, callers) + more;
+        std::fs::write(self.dir.path().join("guard.yml"), yaml).unwrap();
+    }
+
+    async fn visit(&self) -> Peer<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(self.listen).await.unwrap();
+        let config = peer_of(&self.ca.pem, Some(&self.a), &[]);
+        let tls = TlsConnector::from(config).connect(ServerName::try_from(NAME).unwrap(), tcp).await.unwrap();
+        Peer::new(tls, 0)
     }
 
     /// What the guard shows, and how it answers.
     async fn ask(&self) -> (Vec<u8>, u16) {
-        let tcp = TcpStream::connect(self.listen).await.unwrap();
-        let config = peer_of(&self.ca.pem, Some(&self.a), &[]);
-        let tls = TlsConnector::from(config).connect(ServerName::try_from(NAME).unwrap(), tcp).await.unwrap();
-        let shown = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
-        let mut peer = Peer::new(tls, 0);
-        peer.send(format!("GET /asked HTTP/1.1\r\nHost: {NAME}\r\n\r\n")).await;
-        (shown, peer.answer().await.status)
+        let mut peer = self.visit().await;
+        let shown = peer.io.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+        (shown, again(&mut peer).await.status)
     }
+}
+
+/// One request on a kept connection.
+async fn again(peer: &mut Peer<TlsStream<TcpStream>>) -> Answer {
+    peer.send(format!("GET /asked HTTP/1.1\r\nHost: {NAME}\r\n\r\n")).await;
+    peer.answer().await
+}
+
+fn yaml(dir: &Path, listen: SocketAddr, service: SocketAddr, callers: &str) -> String {
+    format!(
+        "grace-period: 30s\nguard:\n  - listen: {listen}\n    certificate: {dir}/guard.pem\n    \
+         service: http://{service}\n    callers: {{ trustAnchors: [ {dir}/ca.pem ], {callers} }}\n",
+        dir = dir.display()
+    )
 }
 
 /// Writes a new certificate for the guard in place.
@@ -106,6 +125,40 @@ async fn a_guard_alone_serves_renews_tells_and_drains() {
         guard.program.signal("TERM");
         let status = tokio::time::timeout(LIMIT, guard.program.ended()).await.expect("it stays");
         assert_eq!(status.code(), Some(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_caller_taken_off_the_list_of_the_file_is_refused_with_his_next_request() {
+    in_time(async {
+        let guard = Alone::start().await;
+        let mut kept = guard.visit().await;
+        assert_eq!(again(&mut kept).await.status, 200);
+        let others = "allow: [ { id: \"spiffe://example.org/others\" } ]";
+        guard.configure(others, "");
+        eventually("the list is in force", async || guard.ask().await.1 == 403).await;
+        let answer = again(&mut kept).await;
+        assert_eq!((answer.status, answer.code()), (403, Some("caller-not-allowed")));
+        // What a connector would need, and is not there, is none of a guard's business at a change, either.
+        let connector = "innerHop: { identities: { absent: { certificate: /nonexistent/absent.pem } } }\n\
+                         ingress:\n  - hostname: app.test\n    service: https://127.0.0.1:9\n    \
+                         innerHop: { present: absent }\n  - service: http_status:404\n";
+        guard.configure("", connector);
+        eventually("he is back", async || guard.ask().await.1 == 200).await;
+        assert_eq!(again(&mut kept).await.status, 200);
+        // SIGHUP looks at the file; it does not end the process.
+        guard.program.signal("HUP");
+        eventually("it is told", async || guard.program.log().contains("is the one in force")).await;
+        assert_eq!(again(&mut kept).await.status, 200);
+        // Gone from the file.
+        std::fs::write(guard.dir.path().join("guard.yml"), "grace-period: 30s\nguard: []\n").unwrap();
+        tokio::time::timeout(LIMIT, kept.ended()).await.expect("he stays connected");
+        eventually("nobody new", async || TcpStream::connect(guard.listen).await.is_err()).await;
+        let page = get(guard.admin, "/").await.unwrap().text();
+        assert!(page.lines().any(|line| line.starts_with("guard ") && line.ends_with("closed")), "{page}");
+        let log = guard.program.log();
+        assert_eq!(log.matches("the guard is gone from the file").count(), 1, "{log}");
     })
     .await;
 }

@@ -84,6 +84,18 @@ async fn a_bad_certificate_gets_an_alert_and_no_byte_reaches_the_service() {
             let heard = refused(&lab, leaf).await;
             assert!(heard.contains(alert), "{alert}: {heard}");
         }
+        // Each is counted by its cause; the revoked one came once or more.
+        for (decision, code) in [
+            ("outcome=\"missing\",cause=\"\"", "caller-missing"),
+            ("outcome=\"not-allowed\",cause=\"\"", "caller-not-allowed"),
+            ("outcome=\"invalid\",cause=\"expired\"", "caller-invalid"),
+            ("outcome=\"invalid\",cause=\"unknown-issuer\"", "caller-invalid"),
+            ("outcome=\"invalid\",cause=\"revoked\"", "caller-invalid"),
+        ] {
+            eventually(decision, async || lab.counted(&format!("adit_caller_decisions_total{{{decision}}}")) >= 1)
+                .await;
+            assert!(lab.counted(&format!("adit_guard_refusals_total{{guard=\"0\",code=\"{code}\"}}")) >= 1, "{code}");
+        }
     })
     .await;
 }

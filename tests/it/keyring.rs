@@ -349,3 +349,26 @@ fn a_secret_never_shows_in_a_text() {
     desk.load();
     assert!(!format!("{:?}", desk.keyring).contains(&marker[..20]));
 }
+
+#[test]
+fn a_generation_is_for_a_guard_once_it_was_made_for_the_hop_behind_it_too() {
+    let yaml =
+        "guard: [ { listen: '127.0.0.1:1', certificate: /g, service: 'https://a', callers: { trustAnchors: [/c] } } ]";
+    let config = parse_file("config.yml", yaml, &Flags::default(), |_| None).unwrap().config;
+    let made = |config: &Config| {
+        let read = |reference: &SecretRef| Err(ReadError::Missing(reference.to_string()));
+        let wanted = Arc::new(Wanted::of(config));
+        Keyring::load(&wanted, read, Reread::All, &Arc::default(), SystemTime::now()).keyring
+    };
+    let before = made(&config);
+    assert!(before.is_for(&config.guards[0]), "usable or not");
+    for change in [
+        |hop: &mut Hop| hop.present = Some(NamedIdentity { name: "writer".into(), source: bundle() }),
+        |hop: &mut Hop| hop.origin_trust = Some(vec![file("ca")]),
+    ] {
+        let mut changed = config.clone();
+        change(Arc::make_mut(&mut changed.guards[0].hop));
+        assert!(!before.is_for(&changed.guards[0]));
+        assert!(made(&changed).is_for(&changed.guards[0]));
+    }
+}

@@ -49,6 +49,7 @@ mod flows;
 mod follow;
 mod forwarded;
 mod grpc;
+mod guard_beside;
 mod guard_chain;
 mod guard_enforce;
 mod guard_gone;

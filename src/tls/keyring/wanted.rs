@@ -8,7 +8,7 @@ use std::{
 
 use super::{CallerSources, sources_of};
 use crate::{
-    config::{Callers, Config, Hop, IdentitySource, SecretRef},
+    config::{Callers, Config, Guard, Hop, IdentitySource, SecretRef},
     secrets,
 };
 
@@ -33,15 +33,27 @@ impl Wanted {
         };
         let entries = config.inner_hop.entries.iter().chain(&config.inner_hop.inline).map(|entry| &entry.hop);
         let of_rules = rules.flat_map(|rule| choices(&rule.hops)).chain(entries).chain(&config.inner_hop.top);
-        for hop in of_rules.chain(config.guards.iter().map(|guard| &guard.hop)) {
+        for hop in of_rules {
             wanted.hop(hop);
         }
         for guard in &config.guards {
-            let name = format!("guard {}", guard.listen).into();
-            wanted.identities.entry(guard.certificate.clone()).or_default().insert(name);
-            wanted.callers(&guard.callers);
+            wanted.guard(guard);
         }
         wanted
+    }
+
+    /// What one guard refers to.
+    pub(super) fn of_guard(guard: &Guard) -> Self {
+        let mut wanted = Self::default();
+        wanted.guard(guard);
+        wanted
+    }
+
+    fn guard(&mut self, guard: &Guard) {
+        self.hop(&guard.hop);
+        let name = format!("guard {}", guard.listen).into();
+        self.identities.entry(guard.certificate.clone()).or_default().insert(name);
+        self.callers(&guard.callers);
     }
 
     fn hop(&mut self, hop: &Hop) {
