@@ -20,9 +20,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Error, SystemRoots, add_file,
+    Error,
     keyring::{Keyring, OriginTrust, Unusable},
-    provider, unverified,
+    provider,
+    roots::Roots,
+    unverified,
 };
 use crate::config::{Hop, OriginOptions};
 use asked::{Answer, Presenter, Told};
@@ -44,21 +46,15 @@ impl ServiceTls {
     ///
     /// # Errors
     ///
-    /// When `caPool` cannot be used, or something is expected of a service that is not verified.
-    pub fn new(hop: &Hop, options: &OriginOptions, keyring: &Keyring, system: &SystemRoots) -> Result<Self, Error> {
+    /// When `caPool` cannot be used and `roots` takes that for a mistake, or something is expected of a service that is not verified.
+    pub fn new(hop: &Hop, options: &OriginOptions, keyring: &Keyring, roots: &Roots) -> Result<Self, Error> {
         if options.no_tls_verify && !hop.expect.is_empty() {
             return Err(Error::Unsatisfiable("noTLSVerify verifies nothing, and something is expected"));
         }
         let trust = match &hop.origin_trust {
             Some(sources) => keyring.origin_trust(sources).map(|trust| OriginTrust::clone(&trust)),
             None if options.no_tls_verify => Ok(fixed(RootCertStore::empty())),
-            None => {
-                let mut roots = system.get().clone();
-                if let Some(path) = &options.ca_pool {
-                    add_file(&mut roots, path)?;
-                }
-                Ok(fixed(roots))
-            }
+            None => roots.with(options.ca_pool.as_deref())?.map(fixed),
         };
         let provider = provider();
         let verifier = trust.map(|trust| -> Arc<dyn ServerCertVerifier> {
