@@ -288,7 +288,9 @@ impl Route {
             .map(|(hostname, hop): (_, &Arc<Hop>)| {
                 let policy = policies.of(rule, hop)?;
                 let origin = Origin::new(rule, hop, means)?;
-                Ok(Way { hostname, origin, policy, is_known: !hop.expect.is_empty() })
+                // One without TLS proves nothing, whatever it inherits.
+                let is_known = !hop.expect.is_empty() && rule.services().all(|(service, _)| service.has_tls());
+                Ok(Way { hostname, origin, policy, is_known })
             })
             .collect::<Result<_, RouteError>>()?;
         Ok(Self {
