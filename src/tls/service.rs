@@ -16,7 +16,10 @@ use rustls::{
     client::{Resumption, danger::ServerCertVerifier},
     pki_types::ServerName,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
@@ -158,12 +161,17 @@ impl Handshakes {
     }
 
     /// Makes TLS of a connection, with an offer of HTTP/2 or without (`http1`). What comes back has proven all that is
-    /// demanded.
+    /// demanded; where only the trust before a change vouches for it, until the time beside it, and is used no more then.
     ///
     /// # Errors
     ///
     /// [`Failure`]; the caller bounds the time.
-    pub async fn shake<IO>(&self, name: ServerName<'static>, io: IO, http1: bool) -> Result<TlsStream<IO>, Failure>
+    pub async fn shake<IO>(
+        &self,
+        name: ServerName<'static>,
+        io: IO,
+        http1: bool,
+    ) -> Result<(TlsStream<IO>, Option<Instant>), Failure>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -176,8 +184,7 @@ impl Handshakes {
         let stream = told.during(connecting).await.map_err(Failure::of_handshake)?;
         let facts = told.facts();
         if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
-            sessions.resumed();
-            return Ok(stream);
+            return Ok((stream, sessions.resumed().trust));
         }
         let failure = match facts.answer {
             Answer::Given => None,
@@ -188,8 +195,8 @@ impl Handshakes {
         };
         match failure {
             None => {
-                sessions.proved(facts.until);
-                Ok(stream)
+                sessions.proved(facts.ends);
+                Ok((stream, facts.ends.trust))
             }
             Some(failure) => {
                 sessions.failed();
