@@ -24,8 +24,9 @@ use crate::{
     config::{Hop, MutualTls, Rule, Service},
     metrics::{HopFailure, Metrics},
     tls::{
-        self, SystemRoots,
+        self,
         keyring::Keyring,
+        roots::Roots,
         service::{Failure, ServiceTls},
     },
 };
@@ -151,8 +152,8 @@ pub struct Means<'a> {
     pub forbidden: &'a Arc<[std::net::SocketAddr]>,
     /// Identities and trust of one generation.
     pub keyring: &'a Keyring,
-    /// Read when first needed.
-    pub system: &'a SystemRoots,
+    /// Those that no secret takes the place of.
+    pub roots: &'a Roots,
 }
 
 /// The configuration refuses it before it gets here.
@@ -166,7 +167,7 @@ impl Origin {
     ///
     /// When a root file cannot be used, or the services cannot prove what is demanded.
     pub fn new(rule: &Rule, hop: &Hop, means: Means<'_>) -> Result<Self, tls::Error> {
-        let Means { metrics, forbidden, keyring, system } = means;
+        let Means { metrics, forbidden, keyring, roots } = means;
         let options = &rule.origin;
         let dialer = |service| Dialer {
             connect_timeout: dial::limit(options.connect_timeout),
@@ -187,7 +188,7 @@ impl Origin {
                     let handshakes = if use_tls {
                         let tls = match &tls {
                             Some(tls) => tls,
-                            None => tls.insert(ServiceTls::new(hop, options, keyring, system)?),
+                            None => tls.insert(ServiceTls::new(hop, options, keyring, roots)?),
                         };
                         Some(tls.handshakes(demanded)?)
                     } else {

@@ -9,13 +9,11 @@ pub mod keyring;
 pub mod material;
 pub mod pem;
 pub mod possession;
+pub mod roots;
 pub mod service;
 mod unverified;
 
-use std::{
-    path::Path,
-    sync::{Arc, OnceLock},
-};
+use std::{path::Path, sync::Arc};
 
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::{
@@ -134,16 +132,6 @@ impl EdgeTls {
     }
 }
 
-/// The system's roots, read when first needed: once for a generation of rules, however many speak TLS.
-#[derive(Debug, Default)]
-pub struct SystemRoots(OnceLock<RootCertStore>);
-
-impl SystemRoots {
-    fn get(&self) -> &RootCertStore {
-        self.0.get_or_init(system_roots)
-    }
-}
-
 /// The system's roots; those it cannot parse are skipped, which a strict verifier must do with old ones.
 pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
@@ -162,14 +150,10 @@ pub fn system_roots() -> RootCertStore {
 /// When it cannot be read or holds none.
 pub fn roots_from_file(path: &Path) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
-    add_file(&mut roots, path)?;
-    Ok(roots)
-}
-
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), Error> {
     let shown = path.display().to_string();
     let pem = std::fs::read(path).map_err(|source| Error::Read { path: shown.clone(), source })?;
-    add_pem(roots, &pem, &shown)
+    add_pem(&mut roots, &pem, &shown)?;
+    Ok(roots)
 }
 
 fn add_pem(roots: &mut RootCertStore, pem: &[u8], shown: &str) -> Result<(), Error> {

@@ -97,7 +97,7 @@ impl Rules {
     /// When they cannot be used, with every reason.
     pub fn new(local: Local, ground: Ground) -> Result<Self, String> {
         let maker = Maker(ground);
-        let (routes, _) = watch::channel(Arc::new(maker.of_file(&local)?));
+        let (routes, _) = watch::channel(Arc::new(maker.of_file(&local, None)?));
         Ok(Self { routes, local: Arc::new(local), maker, accepted: None, held: None, told: None })
     }
 
@@ -142,7 +142,7 @@ impl Rules {
             return Applied { version: current, error: String::new() };
         }
         let (maker, local, pushed_) = (self.maker.clone(), self.local.clone(), pushed.clone());
-        match aside(move || maker.of_edge(&local, &pushed_)).await {
+        match aside(move || maker.of_edge(&local, &pushed_, None)).await {
             Ok((routes, ignored_keys)) => {
                 metrics.pushed(Outcome::Applied);
                 metrics.ignored_keys(ignored_keys);
@@ -178,10 +178,13 @@ impl Rules {
             maker.0.keyring = keyring;
         }
         let candidates: Vec<Pushed> = self.held.iter().chain(&self.accepted).cloned().collect();
-        let (maker_, local_) = (maker.clone(), local.clone());
+        let (maker_, local_, in_force) = (maker.clone(), local.clone(), self.routes.borrow().clone());
         let (of_file, of_edge) = aside(move || {
-            let of_file = maker_.of_file(&local_).map_err(|error| Refusal { held: false, error })?;
-            let judge = |pushed: Pushed| match maker_.of_edge(&local_, &pushed) {
+            let before = only_secrets.then_some(&*in_force);
+            let of_file = maker_.of_file(&local_, before).map_err(|error| Refusal { held: false, error })?;
+            // The edge's rules are the same after a change of the file.
+            let same = |pushed: &Pushed| (pushed.version == in_force.version).then_some(&*in_force);
+            let judge = |pushed: Pushed| match maker_.of_edge(&local_, &pushed, same(&pushed)) {
                 Ok((routes, _)) => Some((pushed, routes)),
                 Err(Refusal { error, .. }) => {
                     tracing::debug!(version = pushed.version, error, "the edge's rules stay out of force");
@@ -384,6 +387,40 @@ mod tests {
         // They are there for what comes later, too.
         push(&mut rules, 9, "http_status:209").await;
         assert_eq!(rules.routes.borrow().secrets(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_roots_that_is_gone_keeps_no_secrets_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = dir.path().join("roots.pem");
+        let write = || std::fs::write(&pool, include_str!("../tls/cloudflare-edge-roots.pem")).unwrap();
+        let remove = || std::fs::remove_file(&pool).unwrap();
+        let rule = format!("{{ \"service\": \"https://a\", \"originRequest\": {{ \"caPool\": {pool:?} }} }}");
+        let file = format!("ingress: [{rule}]\n");
+        let ring = |generation| Some(Arc::new(Keyring::of_generation(generation)));
+        let secrets = |rules: &Rules| rules.routes.borrow().secrets();
+        write();
+        let mut rules = rules(&file);
+        remove();
+        rules.change(None, ring(1)).await.unwrap();
+        assert_eq!(secrets(&rules), 1);
+        // A changed file is refused, and so is a push.
+        assert!(rules.reload(local(&format!("limits: {{ maxConcurrent: 3 }}\n{file}"))).await.is_err());
+        let json = Bytes::from(format!("{{ \"ingress\": [{rule}] }}"));
+        let pushed = |version| Pushed { version, json: json.clone(), by: PushedBy::AnyEdge };
+        assert_eq!(rules.push(pushed(1)).await.version, -1);
+        write();
+        assert_eq!(rules.push(pushed(2)).await.version, 2);
+        remove();
+        rules.change(None, ring(2)).await.unwrap();
+        assert_eq!((rules.version(), secrets(&rules)), (2, 2));
+        // Another file does not change the edge's rules.
+        rules.reload(local(&to("http_status:201"))).await.unwrap();
+        assert_eq!(rules.version(), 2);
+        // Nobody has read the roots of rules that are not in force, and those that are do not suffer for it.
+        push(&mut rules, 3, "http_status:203").await;
+        rules.change(None, ring(3)).await.unwrap();
+        assert_eq!((rules.version(), secrets(&rules)), (3, 3));
     }
 
     #[tokio::test]

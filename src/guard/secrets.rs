@@ -98,8 +98,9 @@ impl Secrets {
                 continue;
             }
             let (sources, ground) = (sources(self.number, &guard), self.shared.ground(&newest));
+            let before = self.routes.borrow().clone();
             // The system's roots are files.
-            let made = tokio::task::spawn_blocking(move || Routes::new(sources, &ground)).await;
+            let made = tokio::task::spawn_blocking(move || Routes::again(sources, &ground, &before)).await;
             let listen = guard.listen;
             match made {
                 Ok(Ok(routes)) => {

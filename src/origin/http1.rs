@@ -20,6 +20,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::time::Instant;
 
 use super::{
     Error,
@@ -76,6 +77,7 @@ pub(super) struct H1 {
     connection: http1::Connection<TokioIo<Listening>, RequestBody>,
     heard: Arc<AtomicU64>,
     peer: Option<IpAddr>,
+    pub(super) until: Option<Instant>,
 }
 
 /// An exchange without an answer.
@@ -90,7 +92,7 @@ pub(super) struct Broken {
 
 impl H1 {
     pub(super) async fn handshake(io: OriginIo) -> Result<Box<Self>, Error> {
-        let peer = io.peer().map(|addr| addr.ip().to_canonical());
+        let (peer, until) = (io.peer().map(|addr| addr.ip().to_canonical()), io.until());
         let heard = Arc::new(AtomicU64::new(0));
         let io = Listening { io, heard: heard.clone() };
         let (sender, connection) = http1::Builder::new()
@@ -99,7 +101,12 @@ impl H1 {
             .max_headers(MAX_HEADERS)
             .handshake(TokioIo::new(io))
             .await?;
-        Ok(Box::new(Self { sender, connection, heard, peer }))
+        Ok(Box::new(Self { sender, connection, heard, peer, until }))
+    }
+
+    /// Whether what it proved counts no more: the trust that it needed was replaced, and its time after that is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
     }
 
     /// The address of the service, if it has one.

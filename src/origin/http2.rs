@@ -69,6 +69,8 @@ struct Connection {
     turns: Arc<Semaphore>,
     peer: Option<IpAddr>,
     refusal: Refusal,
+    /// When what it proved counts no more.
+    until: Option<Instant>,
     id: u64,
 }
 
@@ -156,7 +158,7 @@ impl Shared {
             names.retain(|_, connections| connections.opening > 0);
         }
         let connections = names.entry(key).or_default();
-        connections.open.retain(|connection| !connection.is_closed());
+        connections.open.retain(|connection| !connection.is_over());
         let others = || connections.open.iter().filter(|connection| Some(connection.id) != refused);
         if let Some(connection) = others().find(|connection| connection.has_room()) {
             return Found::Stream(connection.stream());
@@ -174,7 +176,7 @@ impl Shared {
     pub(super) fn busy(&self, name: Option<&ServerName<'static>>) -> Option<Stream> {
         let mut names = self.lock();
         let connections = names.get_mut(&name.cloned())?;
-        connections.open.retain(|connection| !connection.is_closed());
+        connections.open.retain(|connection| !connection.is_over());
         connections.open.iter().min_by_key(|connection| connection.streams()).map(Connection::stream)
     }
 
@@ -187,7 +189,7 @@ impl Shared {
         limit: Duration,
     ) -> Result<Stream, Error> {
         let peer = io.peer().map(|addr| addr.ip().to_canonical());
-        let refusal = io.refusal();
+        let (refusal, until) = (io.refusal(), io.until());
         let shaken = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -227,7 +229,8 @@ impl Shared {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let load = Arc::new(Mutex::new(Load { streams: 0, since: Instant::now() }));
         let turns = Arc::new(Semaphore::new(MOST_STREAMS));
-        let connection = Connection { sender, load, turns, peer, refusal, id: NEXT.fetch_add(1, Ordering::Relaxed) };
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection { sender, load, turns, peer, refusal, until, id };
         let stream = connection.stream();
         let mut names = self.lock();
         if self.retired.load(Ordering::Relaxed) {
@@ -266,7 +269,7 @@ impl Shared {
     fn retain(&self, keep: impl Fn(&Connection) -> bool) {
         let mut names = self.lock();
         for connections in names.values_mut() {
-            connections.open.retain(|connection| !connection.is_closed() && keep(connection));
+            connections.open.retain(|connection| !connection.is_over() && keep(connection));
         }
         names.retain(|_, connections| connections.opening > 0 || !connections.open.is_empty());
     }
@@ -278,8 +281,11 @@ impl Shared {
 }
 
 impl Connection {
-    /// Closed, or told by the peer to end (GOAWAY).
-    fn is_closed(&self) -> bool {
+    /// For new requests: closed, told by the peer to end (GOAWAY), or proven by trust whose time is over.
+    fn is_over(&self) -> bool {
+        if self.until.is_some_and(|until| until <= Instant::now()) {
+            return true;
+        }
         let ready = self.sender.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
         matches!(ready, std::task::Poll::Ready(Err(_)))
     }
@@ -308,5 +314,40 @@ impl Stream {
     /// The number of its connection.
     pub(super) fn connection(&self) -> u64 {
         self.id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_request_finds_a_connection_whose_trust_is_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (theirs, _) = listener.accept().await.unwrap();
+        let service = async {
+            let mut connection = h2::server::handshake(theirs).await.unwrap();
+            while let Some(request) = connection.accept().await {
+                request.unwrap();
+            }
+        };
+        let asked = async {
+            let shared = Shared::new(Duration::from_secs(90));
+            let in_flight = shared.connect(OriginIo::Tcp(tcp), None, Duration::from_secs(10)).await.unwrap();
+            let ends = |until| shared.lock().get_mut(&None).unwrap().open[0].until = Some(until);
+            ends(Instant::now() + Duration::from_secs(3600));
+            let found = shared.busy(None).map(|stream| stream.connection());
+            assert_eq!(found, Some(in_flight.connection()));
+            ends(Instant::now());
+            assert!(matches!(shared.find(None, None), Found::Dial(_)));
+            assert!(shared.busy(None).is_none());
+        };
+        tokio::select! {
+            () = service => panic!("the service ended first"),
+            () = asked => {}
+        }
     }
 }

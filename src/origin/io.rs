@@ -14,6 +14,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
+    time::Instant,
 };
 
 use super::secured::{Refusal, Secured};
@@ -47,6 +48,15 @@ impl OriginIo {
             Self::TcpTls(stream) => stream.is_h2(),
             Self::UnixTls(stream) => stream.is_h2(),
             Self::Tcp(_) | Self::Unix(_) => false,
+        }
+    }
+
+    /// When it is used for no new request any more: what it proved does not count then.
+    pub(super) fn until(&self) -> Option<Instant> {
+        match self {
+            Self::TcpTls(stream) => stream.until(),
+            Self::UnixTls(stream) => stream.until(),
+            Self::Tcp(_) | Self::Unix(_) => None,
         }
     }
 

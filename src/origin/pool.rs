@@ -49,17 +49,25 @@ impl Pool {
         while idle.front().is_some_and(|oldest| oldest.since.elapsed() >= self.lifetime) {
             idle.pop_front();
         }
-        if idle.back()?.name.as_ref() == name {
-            return idle.pop_back().map(|idle| idle.connection);
+        loop {
+            let freshest = idle.back()?;
+            let taken = if freshest.name.as_ref() == name {
+                idle.pop_back()
+            } else {
+                let at = idle.iter().rposition(|idle| idle.name.as_ref() == name)?;
+                idle.remove(at)
+            };
+            let connection = taken?.connection;
+            if !connection.is_over() {
+                return Some(connection);
+            }
         }
-        let at = idle.iter().rposition(|idle| idle.name.as_ref() == name)?;
-        idle.remove(at).map(|idle| idle.connection)
     }
 
     /// Gives a connection back.
     pub(super) fn put(&self, connection: Box<H1>, name: Option<ServerName<'static>>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.retired.load(Ordering::Relaxed) {
+        if self.retired.load(Ordering::Relaxed) || connection.is_over() {
             return;
         }
         idle.push_back(Idle { connection, name, since: Instant::now() });
@@ -78,9 +86,7 @@ impl Pool {
     /// Drops what is too old; for services that nobody asks any more.
     pub(super) fn sweep(&self) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while idle.front().is_some_and(|oldest| oldest.since.elapsed() >= self.lifetime) {
-            idle.pop_front();
-        }
+        idle.retain(|idle| idle.since.elapsed() < self.lifetime && !idle.connection.is_over());
     }
 
     /// Whether anything waits here.
@@ -92,5 +98,38 @@ impl Pool {
     pub(super) fn keep(&self, alive: &[IpAddr]) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|idle| idle.connection.peer().is_none_or(|peer| alive.contains(&peer)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::origin::io::OriginIo;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_not_reused_once_the_trust_it_needed_is_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let pool = Pool::new(8, Duration::from_secs(90));
+        let mut peers = Vec::new();
+        for until in [None, Some(Instant::now() + Duration::from_secs(30))] {
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            peers.push(listener.accept().await.unwrap());
+            let mut connection = H1::handshake(OriginIo::Tcp(tcp)).await.unwrap();
+            connection.until = until;
+            pool.put(connection, None);
+        }
+        let before = pool.take(None).unwrap();
+        assert!(before.until.is_some(), "the freshest");
+        pool.put(before, None);
+        tokio::time::advance(Duration::from_secs(30)).await;
+        let after = pool.take(None).unwrap();
+        assert!(after.until.is_none() && pool.take(None).is_none());
+        // Nor is one kept that comes back then.
+        let mut late = after;
+        late.until = Some(Instant::now());
+        pool.put(late, None);
+        assert!(pool.is_empty());
     }
 }

@@ -12,7 +12,10 @@ use std::{
 };
 
 use rustls::AlertDescription;
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 use tokio_rustls::client::TlsStream;
 
 use super::Error;
@@ -38,6 +41,7 @@ impl Refusal {
 #[derive(Debug)]
 pub struct Secured<IO> {
     tls: TlsStream<IO>,
+    until: Option<Instant>,
     refused: Arc<OnceLock<AlertDescription>>,
     /// The service has said something: what it sends an alert for from now on is not the handshake.
     heard: bool,
@@ -46,8 +50,13 @@ pub struct Secured<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Secured<IO> {
-    pub(super) fn new(tls: TlsStream<IO>) -> Self {
-        Self { tls, refused: Arc::default(), heard: false, broke: None }
+    /// What a handshake came to, and until when that counts.
+    pub(super) fn new((tls, until): (TlsStream<IO>, Option<Instant>)) -> Self {
+        Self { tls, until, refused: Arc::default(), heard: false, broke: None }
+    }
+
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
     }
 
     pub(super) fn io(&self) -> &IO {

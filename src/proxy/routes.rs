@@ -24,6 +24,7 @@ use crate::{
         self,
         callers::CallerTrust,
         keyring::{Keyring, Unusable},
+        roots::{Pools, Roots},
     },
 };
 use policies::Policies;
@@ -132,6 +133,7 @@ pub struct Routes {
     /// Headers that speak of certificates, where visitors must not say them.
     pub(super) families: Option<Arc<Families>>,
     keyring: Arc<Keyring>,
+    pools: Pools,
     /// Guards have no part in it.
     _alive: Option<Generation>,
 }
@@ -143,13 +145,26 @@ impl Routes {
     ///
     /// When a rule's root file cannot be used, with the rule's number.
     pub fn new(sources: Sources, ground: &Ground) -> Result<Self, String> {
+        Self::made(sources, ground, Roots::default())
+    }
+
+    /// Makes rules that are in force again, on other ground: trust in callers must not wait for a root file that is
+    /// gone. What such a file held `before` stays; without that, the services that need it are not dialled.
+    ///
+    /// # Errors
+    ///
+    /// When the rules could not be in force.
+    pub fn again(sources: Sources, ground: &Ground, before: &Self) -> Result<Self, String> {
+        Self::made(sources, ground, Roots::after(&before.pools))
+    }
+
+    fn made(sources: Sources, ground: &Ground, roots: Roots) -> Result<Self, String> {
         let Sources { ingress, warp, inner_hop, version } = sources;
-        let system = tls::SystemRoots::default();
         let mut rows = Vec::new();
         let mut mistakes = Vec::new();
         let mut policies = Policies::new(&ground.keyring, &inner_hop);
         let means =
-            Means { metrics: &ground.metrics, forbidden: &ground.forbidden, keyring: &ground.keyring, system: &system };
+            Means { metrics: &ground.metrics, forbidden: &ground.forbidden, keyring: &ground.keyring, roots: &roots };
         let rules = ingress.as_ref().map_or(&[][..], |ingress| &ingress.rules);
         for rule in rules {
             match Route::new(rule, means, &mut policies) {
@@ -177,6 +192,7 @@ impl Routes {
             warp,
             inner_hop,
             keyring: ground.keyring.clone(),
+            pools: roots.into_pools(),
             _alive: (!of_guard).then(|| ground.metrics.configuration.generation()),
         })
     }
@@ -272,7 +288,9 @@ impl Route {
             .map(|(hostname, hop): (_, &Arc<Hop>)| {
                 let policy = policies.of(rule, hop)?;
                 let origin = Origin::new(rule, hop, means)?;
-                Ok(Way { hostname, origin, policy, is_known: !hop.expect.is_empty() })
+                // One without TLS proves nothing, whatever it inherits.
+                let is_known = !hop.expect.is_empty() && rule.services().all(|(service, _)| service.has_tls());
+                Ok(Way { hostname, origin, policy, is_known })
             })
             .collect::<Result<_, RouteError>>()?;
         Ok(Self {

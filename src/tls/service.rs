@@ -16,13 +16,18 @@ use rustls::{
     client::{Resumption, danger::ServerCertVerifier},
     pki_types::ServerName,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Error, SystemRoots, add_file,
+    Error,
     keyring::{Keyring, OriginTrust, Unusable},
-    provider, unverified,
+    provider,
+    roots::Roots,
+    unverified,
 };
 use crate::config::{Hop, OriginOptions};
 use asked::{Answer, Presenter, Told};
@@ -44,21 +49,15 @@ impl ServiceTls {
     ///
     /// # Errors
     ///
-    /// When `caPool` cannot be used, or something is expected of a service that is not verified.
-    pub fn new(hop: &Hop, options: &OriginOptions, keyring: &Keyring, system: &SystemRoots) -> Result<Self, Error> {
+    /// When `caPool` cannot be used and `roots` takes that for a mistake, or something is expected of a service that is not verified.
+    pub fn new(hop: &Hop, options: &OriginOptions, keyring: &Keyring, roots: &Roots) -> Result<Self, Error> {
         if options.no_tls_verify && !hop.expect.is_empty() {
             return Err(Error::Unsatisfiable("noTLSVerify verifies nothing, and something is expected"));
         }
         let trust = match &hop.origin_trust {
             Some(sources) => keyring.origin_trust(sources).map(|trust| OriginTrust::clone(&trust)),
             None if options.no_tls_verify => Ok(fixed(RootCertStore::empty())),
-            None => {
-                let mut roots = system.get().clone();
-                if let Some(path) = &options.ca_pool {
-                    add_file(&mut roots, path)?;
-                }
-                Ok(fixed(roots))
-            }
+            None => roots.with(options.ca_pool.as_deref())?.map(fixed),
         };
         let provider = provider();
         let verifier = trust.map(|trust| -> Arc<dyn ServerCertVerifier> {
@@ -162,12 +161,17 @@ impl Handshakes {
     }
 
     /// Makes TLS of a connection, with an offer of HTTP/2 or without (`http1`). What comes back has proven all that is
-    /// demanded.
+    /// demanded; where only the trust before a change vouches for it, until the time beside it, and is used no more then.
     ///
     /// # Errors
     ///
     /// [`Failure`]; the caller bounds the time.
-    pub async fn shake<IO>(&self, name: ServerName<'static>, io: IO, http1: bool) -> Result<TlsStream<IO>, Failure>
+    pub async fn shake<IO>(
+        &self,
+        name: ServerName<'static>,
+        io: IO,
+        http1: bool,
+    ) -> Result<(TlsStream<IO>, Option<Instant>), Failure>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -180,8 +184,7 @@ impl Handshakes {
         let stream = told.during(connecting).await.map_err(Failure::of_handshake)?;
         let facts = told.facts();
         if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
-            sessions.resumed();
-            return Ok(stream);
+            return Ok((stream, sessions.resumed().trust));
         }
         let failure = match facts.answer {
             Answer::Given => None,
@@ -192,8 +195,8 @@ impl Handshakes {
         };
         match failure {
             None => {
-                sessions.proved(facts.until);
-                Ok(stream)
+                sessions.proved(facts.ends);
+                Ok((stream, facts.ends.trust))
             }
             Some(failure) => {
                 sessions.failed();

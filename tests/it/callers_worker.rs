@@ -18,7 +18,9 @@ use tokio::{net::TcpStream, sync::mpsc};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::harness::{
-    Answer, LIMIT, Lab, Over, eventually, over_both,
+    Answer, LIMIT, Lab, Over, eventually,
+    hop::{Hop, counted},
+    over_both,
     peer::{Peer, ok, scripted},
 };
 
@@ -298,6 +300,37 @@ async fn revoked_in_a_drain(over: Over) {
     records.lab.finish().await;
 }
 
+/// Of another rule, which keeps the roots it had, generation after generation.
+async fn unreadable_roots(over: Over) {
+    let hop = Hop::new();
+    let acceptor = hop.acceptor(&hop.ca.leaf(&["127.0.0.1"]), &[&rustls::version::TLS13], false);
+    let service = counted(acceptor, false).await;
+    let (pool, port) = (hop.path("ca.pem"), service.port);
+    let rules = format!(
+        "  - hostname: web.test\n    path: ^/other\n    service: https://127.0.0.1:{port}\n    \
+         originRequest: {{ caPool: {} }}\n  - hostname: web.test\n",
+        pool.display()
+    );
+    let records = Records::start(over, |yaml| yaml.replacen("  - hostname: web.test\n", &rules, 1)).await;
+    let [a, b, c] = ["a", "b", "c"].map(|name| worker(&records.authority, name));
+    let tls_b = records.tls(Some(&b));
+    let other = async || {
+        let mut visitor = records.visit(&tls_b).await;
+        visitor.send("GET /other HTTP/1.1\r\nHost: web.test\r\n\r\n").await;
+        visitor.answer().await.status
+    };
+    assert_eq!(other().await, 200);
+    std::fs::remove_file(pool).unwrap();
+    for revoked in [&a, &c] {
+        let tls = records.tls(Some(revoked));
+        assert_eq!(records.ask(&tls, "GET").await.0, 200);
+        records.revoke(revoked);
+        eventually("the list is in force", async || records.ask(&tls, "GET").await == refused("caller-invalid")).await;
+        assert_eq!(other().await, 200);
+    }
+    records.lab.finish().await;
+}
+
 /// A second rule keeps referring to the workers' trust.
 fn with_another_rule(yaml: String) -> String {
     yaml.replace(
@@ -346,5 +379,6 @@ over_both! {
     a_worker_that_is_taken_off_the_list_is_out_at_once => async |over| Box::pin(revoked(over, Revoked::ByPolicy)).await,
     a_worker_whose_certificate_is_revoked_is_out_at_once => async |over| Box::pin(revoked(over, Revoked::ByList)).await,
     a_worker_who_is_revoked_during_a_drain_is_out_as_well => revoked_in_a_drain,
+    a_file_of_roots_that_is_gone_keeps_no_revoked_worker_in => unreadable_roots,
     a_rule_that_is_gone_leaves_its_streams_to_their_trust => gone,
 }

@@ -10,6 +10,7 @@ use crate::harness::{
     Lab, Over,
     hop::{Counted, Hop, counted},
     over_both,
+    peer::scripted,
 };
 
 const BOTH: [&[&SupportedProtocolVersion]; 2] = [&[&TLS12], &[&TLS13]];
@@ -115,7 +116,25 @@ async fn an_expired_identity(over: Over) {
     assert!(service.seen().is_empty(), "nothing is dialled: {:?}", service.seen());
 }
 
+async fn plain_and_local(over: Over) {
+    let service = scripted(|mut peer| async move {
+        while peer.request().await.is_some() {
+            let head = "HTTP/1.1 403 Forbidden\r\nAdit-Error: caller-missing\r\nContent-Length: 0\r\n\r\n";
+            if !peer.send(head).await {
+                return;
+            }
+        }
+    })
+    .await;
+    let inherited = "innerHop:\n  mutualTls: remote\n  expect: [ \"spiffe://example.org/backend\" ]\n";
+    let lab = Lab::start(over, &format!("{inherited}ingress:\n  - service: http://{service}\n")).await;
+    let answer = lab.get("/").await;
+    assert_eq!((answer.status, answer.code()), (403, None), "it has proven nothing");
+    lab.finish().await;
+}
+
 over_both! {
+    a_plain_service_that_inherits_what_is_expected_is_no_guard => plain_and_local,
     a_service_that_does_not_ask_is_refused_on_dials_one_to_ten_and_sees_no_byte => not_asking,
     a_service_that_asks_resumes_on_the_second_dial => asking,
     two_identities_to_one_address_share_no_connection => |over| two_identities(over, true),

@@ -13,7 +13,9 @@ use tokio::{
 };
 
 use crate::harness::{
-    LIMIT, Lab, Over, eventually, free_port, in_time, over_both,
+    LIMIT, Lab, Over, eventually, free_port,
+    guard::GuardLab,
+    in_time, over_both,
     peer::{Peer, scripted},
     process::Connector,
     tls::{Ca, Leaf},
@@ -310,5 +312,22 @@ async fn an_expired_identity_keeps_the_process_unready_until_it_is_replaced() {
         let (_, log) = connector.ended().await;
         assert_eq!(log.matches("identity default").count(), 2, "told once for each end:\n{log}");
     })
+    .await;
+}
+
+#[tokio::test]
+async fn a_guard_takes_a_new_list_of_revoked_although_its_roots_for_the_service_are_gone() {
+    in_time(Box::pin(async {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = dir.path().join("roots.pem");
+        std::fs::write(&pool, Ca::new("services").pem).unwrap();
+        let service = format!("https://127.0.0.1:1\n    originRequest: {{ caPool: {} }}", pool.display());
+        let lab = GuardLab::start(service, "").await;
+        assert_eq!(lab.get(Some(&lab.a)).await.status, 502);
+        std::fs::remove_file(&pool).unwrap();
+        lab.write("crl.pem", &lab.ca.revoked(&[&lab.a]));
+        lab.reload();
+        eventually("the list is in force", async || lab.get(Some(&lab.a)).await.status == 403).await;
+    }))
     .await;
 }

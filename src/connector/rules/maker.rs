@@ -23,18 +23,31 @@ pub(super) struct Refusal {
 pub(super) struct Maker(pub(super) Ground);
 
 impl Maker {
-    pub(super) fn of_file(&self, local: &Local) -> Result<Routes, String> {
+    /// `before`: what was in force, if these are the same rules.
+    pub(super) fn of_file(&self, local: &Local, before: Option<&Routes>) -> Result<Routes, String> {
         let sources = Sources {
             ingress: local.ingress.clone(),
             warp: local.warp.clone(),
             inner_hop: local.inner_hop.clone(),
             version: -1,
         };
-        Routes::new(sources, &self.0)
+        self.routes(sources, before)
+    }
+
+    fn routes(&self, sources: Sources, before: Option<&Routes>) -> Result<Routes, String> {
+        match before {
+            Some(before) => Routes::again(sources, &self.0, before),
+            None => Routes::new(sources, &self.0),
+        }
     }
 
     /// With the number of keys that nothing reads.
-    pub(super) fn of_edge(&self, local: &Local, pushed: &Pushed) -> Result<(Routes, usize), Refusal> {
+    pub(super) fn of_edge(
+        &self,
+        local: &Local,
+        pushed: &Pushed,
+        before: Option<&Routes>,
+    ) -> Result<(Routes, usize), Refusal> {
         let parsed = RemoteConfig::judge(&pushed.json, pushed.by, &local.mode, &local.inner_hop)
             .map_err(|refused| Refusal { held: refused.held, error: cut(refused.mistakes.to_string()) })?;
         let warp = parsed.warp_routing.limited(local.max_active_flows);
@@ -44,7 +57,7 @@ impl Maker {
             inner_hop: local.inner_hop.clone(),
             version: pushed.version,
         };
-        let routes = Routes::new(sources, &self.0).map_err(|error| Refusal { held: false, error: cut(error) })?;
+        let routes = self.routes(sources, before).map_err(|error| Refusal { held: false, error: cut(error) })?;
         Ok((routes, parsed.ignored_keys))
     }
 }

@@ -12,9 +12,8 @@ use std::{
 };
 
 use rustls::{SignatureScheme, client::ResolvesClientCert, sign::CertifiedKey};
-use tokio::time::Instant;
 
-use super::Failure;
+use super::{Failure, sessions::Ends};
 use crate::tls::keyring::{Identity, Unusable};
 
 tokio::task_local! {
@@ -42,8 +41,7 @@ pub(super) struct Told(Mutex<Facts>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     pub(super) answer: Answer,
-    /// Until when what was verified counts; `None`: no end is near.
-    pub(super) until: Option<Instant>,
+    pub(super) ends: Ends,
 }
 
 impl Told {

@@ -30,8 +30,8 @@ pub enum Failure {
         /// What is wrong with it.
         why: Unusable,
     },
-    /// Our own trust in services could not be read; nothing was dialled.
-    #[error("originTrust {0}")]
+    /// Our own trust in services cannot be used; nothing was dialled.
+    #[error("trust in services: {0}")]
     OwnTrust(Unusable),
     /// The service sent an alert, in the handshake or instead of any answer.
     #[error("the service refused the handshake: {}", alert_name(*.0))]

@@ -21,8 +21,20 @@ const MOST_NAMES: usize = 256;
 /// Tickets of one name; a service may send any number.
 const MOST_TICKETS: usize = 8;
 
-/// When a session stops counting; `None`: when rustls says so, after at most a week.
-type Deadline = Option<Instant>;
+/// When what a whole handshake verified stops counting.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ends {
+    /// For sessions; `None`: when rustls says so, after at most a week.
+    pub(super) sessions: Option<Instant>,
+    /// Of the trust it needed, if that is only the one before a change; then connections are used no more either.
+    pub(super) trust: Option<Instant>,
+}
+
+impl Ends {
+    fn are_over(&self) -> bool {
+        self.sessions.is_some_and(|end| end <= Instant::now())
+    }
+}
 
 /// The sessions that may be resumed.
 #[derive(Debug, Default)]
@@ -38,12 +50,8 @@ struct Names {
 #[derive(Debug, Default)]
 struct OfName {
     group: Option<NamedGroup>,
-    tls12: Option<(Tls12ClientSessionValue, Deadline)>,
-    tls13: VecDeque<(Tls13ClientSessionValue, Deadline)>,
-}
-
-fn is_over(deadline: Deadline) -> bool {
-    deadline.is_some_and(|deadline| deadline <= Instant::now())
+    tls12: Option<(Tls12ClientSessionValue, Ends)>,
+    tls13: VecDeque<(Tls13ClientSessionValue, Ends)>,
 }
 
 impl Sessions {
@@ -79,7 +87,7 @@ enum Earned {
     #[default]
     Unknown,
     /// Its sessions may be resumed until then.
-    Sessions(Deadline),
+    Sessions(Ends),
     Nothing,
 }
 
@@ -87,7 +95,7 @@ enum Earned {
 struct State {
     earned: Earned,
     /// Of the session that this dial offers.
-    offered: Deadline,
+    offered: Ends,
     /// A session of TLS 1.2 comes before the handshake is over.
     waiting: Option<(ServerName<'static>, Tls12ClientSessionValue)>,
 }
@@ -109,18 +117,19 @@ impl OfDial {
     }
 
     /// A whole handshake proved enough; what it verified counts until then.
-    pub(super) fn proved(&self, deadline: Deadline) {
+    pub(super) fn proved(&self, ends: Ends) {
         let mut state = self.state();
-        state.earned = Earned::Sessions(deadline);
+        state.earned = Earned::Sessions(ends);
         if let Some((name, session)) = state.waiting.take() {
-            self.kept.edit(name, |of| of.tls12 = Some((session, deadline)));
+            self.kept.edit(name, |of| of.tls12 = Some((session, ends)));
         }
     }
 
     /// A session was resumed: what comes of it counts as long as the handshake that it is from.
-    pub(super) fn resumed(&self) {
+    pub(super) fn resumed(&self) -> Ends {
         let offered = self.state().offered;
         self.proved(offered);
+        offered
     }
 
     /// The handshake proved too little.
@@ -144,19 +153,19 @@ impl ClientSessionStore for OfDial {
         let mut state = self.state();
         match state.earned {
             Earned::Unknown => state.waiting = Some((name, session)),
-            Earned::Sessions(deadline) => self.kept.edit(name, |of| of.tls12 = Some((session, deadline))),
+            Earned::Sessions(ends) => self.kept.edit(name, |of| of.tls12 = Some((session, ends))),
             Earned::Nothing => {}
         }
     }
 
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        let (session, deadline) = {
+        let (session, ends) = {
             let mut names = self.kept.lock();
             let kept = &mut names.of.get_mut(&name.to_owned())?.tls12;
-            kept.take_if(|(_, deadline)| is_over(*deadline));
+            kept.take_if(|(_, ends)| ends.are_over());
             kept.clone()?
         };
-        self.state().offered = deadline;
+        self.state().offered = ends;
         Some(session)
     }
 
@@ -168,9 +177,9 @@ impl ClientSessionStore for OfDial {
 
     fn insert_tls13_ticket(&self, name: ServerName<'static>, ticket: Tls13ClientSessionValue) {
         // Before the end of the handshake no ticket is lawful (RFC 8446 §4.6.1), and none is kept.
-        let Earned::Sessions(deadline) = self.state().earned else { return };
+        let Earned::Sessions(ends) = self.state().earned else { return };
         self.kept.edit(name, |of| {
-            of.tls13.push_back((ticket, deadline));
+            of.tls13.push_back((ticket, ends));
             if of.tls13.len() > MOST_TICKETS {
                 of.tls13.pop_front();
             }
@@ -178,13 +187,13 @@ impl ClientSessionStore for OfDial {
     }
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        let (ticket, deadline) = {
+        let (ticket, ends) = {
             let mut names = self.kept.lock();
             let kept = &mut names.of.get_mut(name)?.tls13;
-            kept.retain(|(_, deadline)| !is_over(*deadline));
+            kept.retain(|(_, ends)| !ends.are_over());
             kept.pop_back()?
         };
-        self.state().offered = deadline;
+        self.state().offered = ends;
         Some(ticket)
     }
 }

@@ -70,16 +70,19 @@ impl Pki {
     }
 }
 
-/// A dial of which both ends are told: what came of it here, how the handshake was there, and how many bytes arrived
+/// A dial of which both ends are told: what came of it here and until when it counts, how the handshake was there, and how many bytes arrived
 /// there after it.
-async fn dial(hands: &Handshakes, server: &TlsAcceptor) -> (Result<(), Failure>, Option<HandshakeKind>, usize) {
+async fn dial(
+    hands: &Handshakes,
+    server: &TlsAcceptor,
+) -> (Result<Option<Instant>, Failure>, Option<HandshakeKind>, usize) {
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     let client = async {
-        let mut stream = hands.shake(ServerName::try_from("service.test").unwrap(), ours, false).await?;
+        let (mut stream, until) = hands.shake(ServerName::try_from("service.test").unwrap(), ours, false).await?;
         stream.write_all(b"ping").await.unwrap();
         // Tickets of TLS 1.3 come with the answer.
         stream.read_exact(&mut [0; 4]).await.unwrap();
-        Ok(())
+        Ok(until)
     };
     let server = async {
         let Ok(mut stream) = server.accept(theirs).await else { return (None, 0) };
@@ -93,7 +96,7 @@ async fn dial(hands: &Handshakes, server: &TlsAcceptor) -> (Result<(), Failure>,
     (outcome, kind, read)
 }
 
-fn cause(outcome: &Result<(), Failure>) -> Option<HopFailure> {
+fn cause(outcome: &Result<Option<Instant>, Failure>) -> Option<HopFailure> {
     outcome.as_ref().err().map(Failure::cause)
 }
 
@@ -152,9 +155,9 @@ async fn what_is_expected_takes_the_place_of_the_name_and_never_of_the_chain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_trust_before_a_change_counts_until_its_time_is_over_for_sessions_too() {
+async fn the_trust_before_a_change_counts_until_its_time_is_over_for_sessions_and_connections_too() {
     let (old, new) = (Pki::new(), Pki::new());
-    let until = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let until = Instant::now() + std::time::Duration::from_secs(30);
     for version in [&TLS12, &TLS13] {
         let server = old.server(version, false, |_| {});
         let trust = OriginTrust { current: new.roots.clone(), previous: Some((old.roots.clone(), until)) };
@@ -162,7 +165,13 @@ async fn the_trust_before_a_change_counts_until_its_time_is_over_for_sessions_to
         let hands = tls.handshakes(false).unwrap();
         for resumed in [false, true] {
             let (outcome, kind, _) = dial(&hands, &server).await;
-            assert!(outcome.is_ok() && (kind == Some(HandshakeKind::Resumed)) == resumed, "{outcome:?} {kind:?}");
+            assert_eq!(outcome.unwrap(), Some(until), "resumed: {resumed}");
+            assert_eq!(kind == Some(HandshakeKind::Resumed), resumed, "{kind:?}");
+        }
+        let renewed = new.server(version, false, |_| {});
+        let others = tls.handshakes(false).unwrap();
+        for _ in 0..2 {
+            assert_eq!(dial(&others, &renewed).await.0.unwrap(), None, "the new trust has no end");
         }
         if version.version == TLS13.version {
             tokio::time::advance(std::time::Duration::from_secs(31)).await;

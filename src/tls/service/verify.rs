@@ -17,7 +17,7 @@ use rustls::{
 };
 use tokio::time::Instant;
 
-use super::asked::Told;
+use super::{asked::Told, sessions::Ends};
 use crate::{
     identity::{Certificate, Expect},
     tls::keyring::OriginTrust,
@@ -99,8 +99,8 @@ impl ServerCertVerifier for Verifier {
         } else {
             self.is_expected(&certificate)?;
         }
-        let ends = instant(certificate.not_after);
-        Told::note(|facts| facts.until = trusted_until.into_iter().chain(ends).min());
+        let sessions = trusted_until.into_iter().chain(instant(certificate.not_after)).min();
+        Told::note(|facts| facts.ends = Ends { sessions, trust: trusted_until });
         Ok(ServerCertVerified::assertion())
     }
 
