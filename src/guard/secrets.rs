@@ -135,7 +135,7 @@ impl Secrets {
             tokio::select! {
                 () = &mut over, if !is_over => {
                     is_over = true;
-                    self.turn_out().await;
+                    self.turn_out();
                 }
                 changed = self.followed.guards.changed() => {
                     if changed.is_err() {
@@ -150,7 +150,7 @@ impl Secrets {
     }
 
     /// Takes leave away from whoever still has it.
-    async fn turn_out(&mut self) {
+    fn turn_out(&mut self) {
         let newest = self.followed.keyring.borrow_and_update().clone();
         let callers = Callers { allow: Some(Vec::new()), ..Callers::clone(&self.guard.callers) };
         // Made of nothing that a file could have taken away.

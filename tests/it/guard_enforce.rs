@@ -244,7 +244,7 @@ async fn a_guard_still_accepts_for_a_while_once_it_drains() {
 
 #[tokio::test]
 async fn strangers_are_bounded_in_time_and_bytes() {
-    in_time(async {
+    in_time(Box::pin(async {
         // Says nothing: the handshake is bounded.
         let service = format!("http://{}", mirror().await);
         let short = Duration::from_millis(200);
@@ -269,7 +269,7 @@ async fn strangers_are_bounded_in_time_and_bytes() {
         let bomb = format!("X-Bomb: {}\r\n", "x".repeat(32 << 10));
         let answer = lab.send(Some(&lab.a), "GET /", &bomb).await;
         assert_eq!(answer.status, 431);
-    })
+    }))
     .await;
 }
 
