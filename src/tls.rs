@@ -15,6 +15,35 @@ mod unverified;
 
 use std::{path::Path, sync::Arc};
 
+/// The methods of a rustls verifier with which a peer proves that it owns its certificate's key, by the algorithms in
+/// this field. Nobody is spared that, whatever else is demanded of a certificate.
+macro_rules! proof_of_key {
+    ($($field:tt).+) => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signed: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls12_signature(message, leaf, signed, &self.$($field).+)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signed: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, leaf, signed, &self.$($field).+)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            self.$($field).+.supported_schemes()
+        }
+    };
+}
+use proof_of_key;
+
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::{
     ClientConfig, RootCertStore,

@@ -2,46 +2,27 @@
 
 use std::time::Duration;
 
-use super::{Outcome, complain, env, run, search};
+use super::{Outcome, run};
 use crate::{
     app::{GuardApp, Reloading},
-    config::{Flags, Source},
+    config::{Flags, Loaded},
     shutdown::Tasks,
-    telemetry,
 };
 
 pub(super) fn run(flags: Flags, workers: Option<usize>) -> Outcome {
-    let source = Source { flags, env, search: search() };
-    let loaded = match source.load() {
-        Ok(loaded) => loaded,
-        Err(mistakes) => {
-            complain(&mistakes.to_string());
-            return Outcome::Usage;
-        }
+    let refused = |loaded: &Loaded| {
+        let file = loaded.file.as_ref().map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
+        let why = format!("adit guard: there is no guard: {file} has no `guard` section; name the file with --config");
+        loaded.config.guards.is_empty().then_some(why)
     };
-    let config = loaded.config;
-    if config.guards.is_empty() {
-        let file = loaded.file.map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
-        complain(&format!("adit guard: there is no guard: {file} has no `guard` section; name the file with --config"));
-        return Outcome::Usage;
-    }
-    let _guard = match telemetry::init(&run::log_options(&config)) {
-        Ok(guard) => guard,
-        Err(error) => {
-            complain(&format!("cannot open the log file: {error}"));
-            return Outcome::Usage;
-        }
+    let (source, Loaded { config, file, .. }, _guard) = match run::configured(flags, refused) {
+        Ok(configured) => configured,
+        Err(outcome) => return outcome,
     };
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    if let Some(file) = &loaded.file {
-        tracing::info!(file = %file.display(), "configuration");
-    }
     run::with_runtime(workers, async move {
         let tasks = Tasks::new();
         let hangup = run::on_signals(&tasks);
-        let reloading = Reloading { source, file: loaded.file, hangup };
+        let reloading = Reloading { source, file, hangup };
         let ended = async { GuardApp::bind(config, tasks.clone()).await?.reloading(reloading).run().await };
         let outcome = match ended.await {
             Ok(()) => Outcome::Done,

@@ -12,44 +12,25 @@ use tracing::Level;
 use super::{Outcome, complain, env, say, search};
 use crate::{
     app::{ConnectorApp, Reloading},
-    config::{Config, Flags, LogFormat, SecretSource, Source},
+    config::{Config, Flags, Loaded, LogFormat, SecretSource, Source},
     demo, secrets,
     shutdown::Tasks,
     telemetry::{self, LogOptions},
 };
 
 pub(super) fn connector(flags: Flags, workers: Option<usize>, settle: Duration) -> Outcome {
-    let source = Source { flags, env, search: search() };
-    let loaded = match source.load() {
-        Ok(loaded) => loaded,
-        Err(mistakes) => {
-            complain(&mistakes.to_string());
-            return Outcome::Usage;
-        }
+    let refused = |loaded: &Loaded| {
+        (loaded.config.secret == SecretSource::Missing).then(|| format!("adit: {}", secrets::Error::Missing))
     };
-    let config = loaded.config;
-    if config.secret == SecretSource::Missing {
-        complain(&format!("adit: {}", secrets::Error::Missing));
-        return Outcome::Usage;
-    }
-    let _guard = match telemetry::init(&log_options(&config)) {
-        Ok(guard) => guard,
-        Err(error) => {
-            complain(&format!("cannot open the log file: {error}"));
-            return Outcome::Usage;
-        }
+    let (source, Loaded { config, file, .. }, _guard) = match configured(flags, refused) {
+        Ok(configured) => configured,
+        Err(outcome) => return outcome,
     };
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    if let Some(file) = &loaded.file {
-        tracing::info!(file = %file.display(), "configuration");
-    }
     let grace = config.grace_period;
     with_runtime(workers, async move {
         let tasks = Tasks::new();
         let hangup = on_signals(&tasks);
-        let reloading = Reloading { source, file: loaded.file, hangup };
+        let reloading = Reloading { source, file, hangup };
         let app = match ConnectorApp::bind(config, search(), tasks.clone()).await {
             Ok(app) => app.settling(settle).reloading(reloading),
             Err(error) => {
@@ -70,6 +51,32 @@ pub(super) fn connector(flags: Flags, workers: Option<usize>, settle: Duration) 
     })
 }
 
+/// Reads the configuration and opens the log, which is open as long as the guard is held. `refused` says why it cannot
+/// be used for what was asked.
+pub(super) fn configured(
+    flags: Flags,
+    refused: impl FnOnce(&Loaded) -> Option<String>,
+) -> Result<(Source, Loaded, telemetry::Guard), Outcome> {
+    let usage = |reason: String| {
+        complain(&reason);
+        Outcome::Usage
+    };
+    let source = Source { flags, env, search: search() };
+    let loaded = source.load().map_err(|mistakes| usage(mistakes.to_string()))?;
+    if let Some(reason) = refused(&loaded) {
+        return Err(usage(reason));
+    }
+    let opened = telemetry::init(&log_options(&loaded.config));
+    let guard = opened.map_err(|error| usage(format!("cannot open the log file: {error}")))?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(file) = &loaded.file {
+        tracing::info!(file = %file.display(), "configuration");
+    }
+    Ok((source, loaded, guard))
+}
+
 pub(super) fn demo(once: bool, protocol: &str) -> Outcome {
     let level = if once { Level::ERROR } else { Level::WARN };
     let _guard = telemetry::init(&LogOptions { level, json: false, file: None });
@@ -88,7 +95,7 @@ pub(super) fn demo(once: bool, protocol: &str) -> Outcome {
     })
 }
 
-pub(super) fn log_options(config: &Config) -> LogOptions {
+fn log_options(config: &Config) -> LogOptions {
     let file = config.logfile.clone().or_else(|| {
         let directory = config.log_directory.as_ref()?;
         Some(PathBuf::from(directory).join("adit.log"))

@@ -5,28 +5,13 @@ mod caller;
 mod exchange;
 mod head;
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use rustls::server::Acceptor;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time::Instant,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
@@ -37,7 +22,11 @@ use super::{
     limits::{Full, Place},
     relay,
 };
-use crate::{metrics::edge::Bound, shutdown::Tasks, wire::direct::strip_port};
+use crate::{
+    metrics::edge::Bound,
+    transport::visiting::{self, Bounds, Quiet},
+    wire::direct::strip_port,
+};
 
 /// What a visitor hears for whom there is no place.
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 11\r\n\
@@ -125,9 +114,7 @@ struct Visitor {
     peer: SocketAddr,
     /// What was asked and shown in the handshake, if there was one.
     handshake: Option<Handshake>,
-    asked: AtomicBool,
-    /// Requests in flight, and since when there are none.
-    quiet: Mutex<(usize, Instant)>,
+    quiet: Quiet,
     /// Among visitors' connections. Every request holds its visitor, so a WebSocket keeps the place although hyper is
     /// done with the connection once it was upgraded.
     _place: Place,
@@ -135,14 +122,7 @@ struct Visitor {
 
 impl Visitor {
     fn new(peer: SocketAddr, handshake: Option<Handshake>, place: Place) -> Arc<Self> {
-        let quiet = Mutex::new((0, Instant::now()));
-        Arc::new(Self { peer, handshake, asked: AtomicBool::new(false), quiet, _place: place })
-    }
-
-    /// Since when nothing is in flight.
-    fn quiet_since(&self) -> Option<Instant> {
-        let (in_flight, since) = *self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        (in_flight == 0).then_some(since)
+        Arc::new(Self { peer, handshake, quiet: Quiet::default(), _place: place })
     }
 }
 
@@ -158,10 +138,10 @@ struct Busy {
 impl Busy {
     /// `None` if there are too many, in all or of this address.
     fn enter(shared: &Arc<Shared>, visitor: &Arc<Visitor>) -> Option<Self> {
-        visitor.asked.store(true, Ordering::Relaxed);
+        visitor.quiet.asked();
         let place = shared.requests.enter(visitor.peer.ip()).ok()?;
         shared.metrics.request_started();
-        visitor.quiet.lock().unwrap_or_else(PoisonError::into_inner).0 += 1;
+        visitor.quiet.enter();
         Some(Self { shared: shared.clone(), visitor: visitor.clone(), _place: place })
     }
 }
@@ -169,8 +149,7 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.shared.metrics.request_ended();
-        let mut quiet = self.visitor.quiet.lock().unwrap_or_else(PoisonError::into_inner);
-        *quiet = (quiet.0 - 1, Instant::now());
+        self.visitor.quiet.leave();
     }
 }
 
@@ -223,91 +202,27 @@ async fn speaks_http2(tcp: &TcpStream) -> Option<bool> {
     }
 }
 
-/// Spawns what hyper wants to run for one HTTP/2 stream, where a panic is counted and a drain waits.
-#[derive(Clone)]
-struct OnTasks(Tasks);
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for OnTasks {
-    fn execute(&self, task: F) {
-        self.0.spawn(task);
-    }
-}
-
 async fn converse<I>(shared: Arc<Shared>, visitor: Arc<Visitor>, io: I, over_h2: bool)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limits = &shared.limits;
-    let service = {
-        let (shared, visitor) = (shared.clone(), visitor.clone());
-        service_fn(move |request: http::Request<Incoming>| {
-            let (shared, visitor) = (shared.clone(), visitor.clone());
-            async move { Ok::<_, Infallible>(exchange::answer(&shared, &visitor, request).await) }
-        })
+    let bounds = Bounds {
+        streams: limits.streams_per_connection,
+        header_bytes: limits.header_bytes,
+        header_lines: limits.header_lines,
+        header_time: limits.header_time,
+        idle_time: limits.idle_time,
+        last_heads: LAST_HEADS,
     };
-    if over_h2 {
-        let mut builder = http2::Builder::new(OnTasks(shared.tasks.clone()));
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(limits.streams_per_connection)
-            .enable_connect_protocol()
-            .max_header_list_size(limits.header_bytes)
-            // Opened and reset before they were looked at, and those that were malformed (CVE-2023-44487).
-            .max_pending_accept_reset_streams(20)
-            .max_local_error_reset_streams(100)
-            .keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(20));
-        let connection = builder.serve_connection(TokioIo::new(io), service);
-        drive(&shared, &visitor, connection, http2::Connection::graceful_shutdown).await;
-    } else {
-        let mut builder = http1::Builder::new();
-        // Its own time for heads is off: `drive` has one for the first, and one for the silence before the others.
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .title_case_headers(true)
-            .max_headers(limits.header_lines)
-            .max_header_size(limits.header_bytes as usize)
-            .max_buf_size((limits.header_bytes as usize).max(64 << 10));
-        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        drive(&shared, &visitor, connection, http1::UpgradeableConnection::graceful_shutdown).await;
-    }
-}
-
-/// Serves a connection within its times; once the doors close, it takes nothing new and ends with what it has.
-async fn drive<C: Future>(shared: &Shared, visitor: &Visitor, connection: C, end: fn(Pin<&mut C>)) {
-    let mut connection = std::pin::pin!(connection);
-    let mut alarm = std::pin::pin!(tokio::time::sleep(shared.limits.header_time.min(shared.limits.idle_time)));
-    // When it was told to end.
-    let mut told: Option<Instant> = None;
-    loop {
-        tokio::select! {
-            _ = &mut connection => return,
-            () = shared.closing.cancelled(), if told.is_none() => {
-                end(connection.as_mut());
-                told = Some(Instant::now());
-                alarm.as_mut().reset(Instant::now() + LAST_HEADS);
-            }
-            () = &mut alarm => {
-                let patience = match told {
-                    Some(_) => LAST_HEADS,
-                    None if visitor.asked.load(Ordering::Relaxed) => shared.limits.idle_time,
-                    None => shared.limits.header_time,
-                };
-                let now = Instant::now();
-                match visitor.quiet_since().map(|since| told.map_or(since, |told| told.max(since)) + patience) {
-                    Some(over) if over <= now && told.is_some() => return,
-                    Some(over) if over <= now => {
-                        end(connection.as_mut());
-                        told = Some(now);
-                        alarm.as_mut().reset(now + LAST_HEADS);
-                    }
-                    Some(over) => alarm.as_mut().reset(over),
-                    None => alarm.as_mut().reset(now + patience),
-                }
-            }
+    let answer = {
+        let (shared, visitor) = (shared.clone(), visitor.clone());
+        move |request| {
+            let (shared, visitor) = (shared.clone(), visitor.clone());
+            async move { exchange::answer(&shared, &visitor, request).await }
         }
-    }
+    };
+    visiting::converse(io, over_h2, &bounds, &visitor.quiet, (&shared.tasks, &shared.closing), answer).await;
 }
 
 /// Cuts a visitor's socket whose other end broke. Over HTTP/2 only the whole connection could be cut, so there the

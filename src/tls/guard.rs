@@ -6,8 +6,7 @@
 use std::{fmt, sync::Arc};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
+    CertificateError, DistinguishedName, ServerConfig,
     pki_types::{CertificateDer, UnixTime},
     server::{
         ClientHello, NoServerSessionStorage, ResolvesServerCert,
@@ -21,7 +20,7 @@ use super::{
     callers::{CallerError, Shown},
     keyring::Identity,
     possession::{LARGEST, Possession},
-    provider,
+    proof_of_key, provider,
 };
 
 /// Why a caller gets no connection.
@@ -103,7 +102,7 @@ pub fn for_streams(identity: Option<&Identity>, door: Arc<dyn Doorkeeper>) -> Re
 /// No authorities are named: some clients would keep a certificate to themselves whose issuer is not among them, and
 /// intermediates that the guard adds by itself could not be told from strangers. What is shown stays with the
 /// connection, so there is not much of it.
-fn possession() -> Arc<dyn ClientCertVerifier> {
+fn possession() -> Arc<Possession> {
     Possession::verifier(Vec::new(), Some(LARGEST))
 }
 
@@ -129,7 +128,7 @@ impl ResolvesServerCert for Nobody {
 }
 
 struct Door {
-    possession: Arc<dyn ClientCertVerifier>,
+    possession: Arc<Possession>,
     keeper: Arc<dyn Doorkeeper>,
 }
 
@@ -160,25 +159,5 @@ impl ClientCertVerifier for Door {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.possession.verify_tls12_signature(message, leaf, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.possession.verify_tls13_signature(message, leaf, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.possession.supported_verify_schemes()
-    }
+    proof_of_key!(possession.algorithms);
 }

@@ -6,14 +6,13 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    CertificateError, DistinguishedName, OtherError,
+    crypto::WebPkiSupportedAlgorithms,
     pki_types::{CertificateDer, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::provider;
+use super::{proof_of_key, provider};
 
 /// Most bytes of leaf and chain together that anything is proven of: 22 KiB as headers, and kept as long as the
 /// connection. Load balancers have the same bound.
@@ -28,7 +27,7 @@ struct TooLarge(usize);
 /// §7.4.8). A client that cannot prove it gets an alert.
 #[derive(Debug)]
 pub struct Possession {
-    provider: Arc<CryptoProvider>,
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
     hints: Vec<DistinguishedName>,
     most: Option<usize>,
 }
@@ -40,8 +39,8 @@ impl Possession {
     /// Who shows a leaf and a chain of more than `most` bytes together gets the alert certificate_unknown (RFC 8446
     /// §6.2): rustls keeps up to 64 KiB for as long as the connection. Without `most` the caller of this deals with
     /// those himself.
-    pub fn verifier(hints: Vec<DistinguishedName>, most: Option<usize>) -> Arc<dyn ClientCertVerifier> {
-        Arc::new(Self { provider: provider(), hints, most })
+    pub fn verifier(hints: Vec<DistinguishedName>, most: Option<usize>) -> Arc<Self> {
+        Arc::new(Self { algorithms: provider().signature_verification_algorithms, hints, most })
     }
 }
 
@@ -72,25 +71,5 @@ impl ClientCertVerifier for Possession {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    proof_of_key!(algorithms);
 }

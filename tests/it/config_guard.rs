@@ -1,29 +1,13 @@
 //! `guard`: what is read, what is inherited, what is refused and where.
 
-use adit::config::{
-    CallerHeaders, Flags, Guard, IdentitySource, Loaded, Mistakes, MutualTls, RelayedBy, SecretRef, Service, parse_file,
-};
+use adit::config::{CallerHeaders, Guard, IdentitySource, MutualTls, RelayedBy, SecretRef, Service};
 
-fn read(yaml: &str) -> Result<Loaded, Mistakes> {
-    parse_file("t.yml", yaml, &Flags::default(), |_| None)
-}
-
-fn loaded(yaml: &str) -> Loaded {
-    read(yaml).unwrap_or_else(|mistakes| panic!("{mistakes}\n{yaml}"))
-}
-
-fn mistakes(yaml: &str) -> String {
-    read(yaml).expect_err(yaml).to_string()
-}
+use crate::config_inner_hop::{file, loaded, mistakes};
 
 fn guard(yaml: &str) -> Guard {
     let mut guards = loaded(yaml).config.guards;
     assert_eq!(guards.len(), 1);
     guards.remove(0)
-}
-
-fn file(path: &str) -> SecretRef {
-    SecretRef::File(path.into())
 }
 
 #[test]

@@ -4,15 +4,15 @@ use adit::config::{
     CallerHeaders, Flags, Hop, IdentitySource, InnerHop, Loaded, Mistakes, MutualTls, RelayedBy, SecretRef, parse_file,
 };
 
-fn read(yaml: &str) -> Result<Loaded, Mistakes> {
+pub(crate) fn read(yaml: &str) -> Result<Loaded, Mistakes> {
     parse_file("t.yml", yaml, &Flags::default(), |_| None)
 }
 
-fn loaded(yaml: &str) -> Loaded {
+pub(crate) fn loaded(yaml: &str) -> Loaded {
     read(yaml).unwrap_or_else(|mistakes| panic!("{mistakes}\n{yaml}"))
 }
 
-fn mistakes(yaml: &str) -> String {
+pub(crate) fn mistakes(yaml: &str) -> String {
     read(yaml).expect_err(yaml).to_string()
 }
 
@@ -23,7 +23,7 @@ fn hop(loaded: &Loaded, rule: usize) -> Hop {
     (**hops.otherwise.as_ref().unwrap()).clone()
 }
 
-fn file(path: &str) -> SecretRef {
+pub(crate) fn file(path: &str) -> SecretRef {
     SecretRef::File(path.into())
 }
 

@@ -1,19 +1,13 @@
 //! `innerHop` and rules: entries by host and service, and the floor under what the edge pushes.
 
 use adit::config::{
-    Flags, Hops, Ingress, Loaded, Mistakes, MutualTls, PushedBy, Refused, RemoteConfig, RemoteConfigMode, Service,
-    TcpScheme, config_view, parse_file,
+    Hops, Ingress, Loaded, MutualTls, PushedBy, Refused, RemoteConfig, RemoteConfigMode, Service, TcpScheme,
+    config_view,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-fn read(yaml: &str) -> Result<Loaded, Mistakes> {
-    parse_file("t.yml", yaml, &Flags::default(), |_| None)
-}
-
-fn loaded(yaml: &str) -> Loaded {
-    read(yaml).unwrap_or_else(|mistakes| panic!("{mistakes}\n{yaml}"))
-}
+use crate::config_inner_hop::{loaded, read};
 
 fn push(local: &Loaded, rules: &Value) -> Result<Ingress, Refused> {
     let json = json!({ "ingress": rules }).to_string();

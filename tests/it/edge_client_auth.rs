@@ -24,7 +24,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::harness::{
     Answer, LIMIT, Lab, Over, background, mirror, over_both, rule,
-    tls::{Ca, Leaf, h2_body},
+    tls::{Ca, Leaf, client_config, h2_body},
 };
 
 /// Authorities, and files of them.
@@ -82,19 +82,7 @@ async fn lab_with(over: Over, entries: Vec<FileCertificate>, yaml: &str) -> Lab 
 fn visitor(lab: &Lab, papers: &Papers, leaf: Option<&Leaf>, alpn: &str) -> ClientConfig {
     let mut roots = adit::tls::roots_from_file(&lab.state.ca_path()).unwrap();
     roots.add(CertificateDer::from_pem_slice(papers.trusted.pem.as_bytes()).unwrap()).unwrap();
-    let builder = ClientConfig::builder_with_provider(adit::tls::provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots);
-    let mut config = match leaf {
-        Some(leaf) => {
-            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
-            builder.with_client_auth_cert(leaf.chain(), key).unwrap()
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-    config
+    client_config(roots, leaf, &[alpn], rustls::DEFAULT_VERSIONS)
 }
 
 async fn connect(lab: &Lab, config: ClientConfig, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {

@@ -5,6 +5,7 @@ use http::Request;
 use rustls::{
     AlertDescription,
     pki_types::{CertificateDer, UnixTime},
+    server::danger::ClientCertVerifier,
 };
 use tokio::io::AsyncReadExt;
 

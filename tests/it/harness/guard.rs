@@ -12,7 +12,7 @@ use adit::{
 use bytes::Bytes;
 use rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -20,7 +20,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{
     Answer, LIMIT, background,
     peer::Peer,
-    tls::{Ca, Leaf},
+    tls::{Ca, Leaf, client_config},
 };
 
 /// The name in a guard's certificate.
@@ -215,19 +215,7 @@ pub(crate) fn peer_with(
 ) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
-    let builder = ClientConfig::builder_with_provider(adit::tls::provider())
-        .with_protocol_versions(versions)
-        .unwrap()
-        .with_root_certificates(roots);
-    let mut config = match leaf {
-        Some(leaf) => {
-            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
-            builder.with_client_auth_cert(leaf.chain(), key).unwrap()
-        }
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    Arc::new(config)
+    Arc::new(client_config(roots, leaf, alpn, versions))
 }
 
 /// Sends a whole body, as the other end takes it.

@@ -8,7 +8,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use time::OffsetDateTime;
@@ -17,17 +17,34 @@ use tokio_rustls::{TlsConnector, client};
 
 use super::{Lab, background};
 
+/// A client's TLS: whom it trusts, what it shows, what it speaks, and in which versions.
+pub(crate) fn client_config(
+    roots: RootCertStore,
+    leaf: Option<&Leaf>,
+    alpn: &[&str],
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(adit::tls::provider())
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match leaf {
+        Some(leaf) => {
+            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(leaf.chain(), key).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config
+}
+
 impl Lab {
     /// A visitor's TLS connection to `web.test`, trusting the edge's authority.
     pub(crate) async fn tls(&self, alpn: &[&str]) -> client::TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.state.ca_path()).unwrap()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(adit::tls::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let config = client_config(roots, None, alpn, rustls::DEFAULT_VERSIONS);
         let tcp = TcpStream::connect(self.https).await.unwrap();
         let name = ServerName::try_from("web.test").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
